@@ -1,0 +1,91 @@
+"""Move LLM traffic between providers without breaking the agents that depend on it.
+
+The public names load on first use, so that `import memos_llm` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memos_llm.core.errors import (
+        BadRequest,
+        ConfigError,
+        ControlError,
+        EmbeddingServiceError,
+        Forbidden,
+        InvalidResponse,
+        LLMError,
+        ModelNotFound,
+        NotOffered,
+        Overloaded,
+        Refused,
+        StoreUnreachable,
+        StreamBroken,
+        Timeout,
+        Unavailable,
+    )
+    from memos_llm.core.ports import LLMProvider
+    from memos_llm.core.responses import EmbeddingResponse, LLMResponse, StreamChunk, ToolCall
+    from memos_llm.library import Router, SyncRouter
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "memos_llm.core.errors": (
+        "BadRequest",
+        "ConfigError",
+        "ControlError",
+        "EmbeddingServiceError",
+        "Forbidden",
+        "InvalidResponse",
+        "LLMError",
+        "ModelNotFound",
+        "NotOffered",
+        "Overloaded",
+        "Refused",
+        "StoreUnreachable",
+        "StreamBroken",
+        "Timeout",
+        "Unavailable",
+    ),
+    "memos_llm.core.ports": ("LLMProvider",),
+    "memos_llm.core.responses": ("EmbeddingResponse", "LLMResponse", "StreamChunk", "ToolCall"),
+    "memos_llm.library": ("Router", "SyncRouter"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BadRequest",
+    "ConfigError",
+    "ControlError",
+    "EmbeddingResponse",
+    "EmbeddingServiceError",
+    "Forbidden",
+    "InvalidResponse",
+    "LLMError",
+    "LLMProvider",
+    "LLMResponse",
+    "ModelNotFound",
+    "NotOffered",
+    "Overloaded",
+    "Refused",
+    "Router",
+    "StoreUnreachable",
+    "StreamBroken",
+    "StreamChunk",
+    "SyncRouter",
+    "Timeout",
+    "ToolCall",
+    "Unavailable",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'memos_llm' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

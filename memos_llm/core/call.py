@@ -1,0 +1,152 @@
+"""What a caller asked for, independent of who will answer it.
+
+A `Call` is made once, at the edge (gateway or library), and never changes. A codec turns it into a
+`WireRequest` for one `Target`; the answer comes back as `Frame`s on the caller's own wire.
+"""
+
+from collections.abc import Mapping
+from enum import IntFlag, StrEnum
+
+from msgspec import Raw, Struct
+
+
+class Wire(StrEnum):
+    """One byte format. Equal wires on both sides mean pass-through."""
+
+    OPENAI_CHAT = "openai.chat"
+    OPENAI_COMPLETION = "openai.completion"
+    OLLAMA_CHAT = "ollama.chat"
+    OLLAMA_GENERATE = "ollama.generate"
+
+
+class Operation(StrEnum):
+    """What kind of work a call is; a metrics label."""
+
+    CHAT = "chat"
+    TEXT_COMPLETION = "text_completion"
+    EMBEDDINGS = "embeddings"
+    PASSTHROUGH = "passthrough"
+
+
+OPERATIONS: Mapping[Wire, Operation] = {
+    Wire.OPENAI_CHAT: Operation.CHAT,
+    Wire.OPENAI_COMPLETION: Operation.TEXT_COMPLETION,
+    Wire.OLLAMA_CHAT: Operation.CHAT,
+    Wire.OLLAMA_GENERATE: Operation.TEXT_COMPLETION,
+}
+
+
+class Part(IntFlag):
+    """What a frame holds. 0 is preamble: the role chunk, a comment, an empty delta."""
+
+    PREAMBLE = 0
+    CONTENT = 1
+    FINISH = 2
+    USAGE = 4
+    END = 8
+
+
+class Feature(IntFlag):
+    """What a call needs that not every target can give. A target that lacks one is never sent the call."""
+
+    NONE = 0
+    LOAD = 1  # Ollama's load and unload calls (no messages, no prompt)
+    GO_TEMPLATE = 2  # generate's `template`
+    CONTEXT = 4  # generate's `context`: token ids of one tokenizer
+    DEBUG_RENDER = 8  # chat's `_debug_render_only`
+    MANY_STOPS = 16  # more than four stop strings
+    NO_PREDICT = 32  # num_predict: 0
+    SUFFIX = 64  # fill-in-middle
+    AUDIO = 128
+    UNMATCHED_TOOL_RESULT = 256  # a tool result that answers no call of the history
+    ALL = 511
+
+
+class Usage(Struct, frozen=True):
+    """Token counts as the back end reported them, never counted from events."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One request of a caller. `repr` shows the id only: a body must not reach a log by accident.
+
+    Attributes:
+        head: the body's top-level keys, values undecoded; empty when the body is not a JSON object.
+        model: the name exactly as the caller spelt it; answers echo it.
+        key: what the split hashes (never stored; only its HMAC may be kept).
+        accepted_at, deadline: seconds on the monotonic clock.
+        override: a provider's name from an authorised per-request override.
+    """
+
+    id: str
+    wire: Wire
+    head: Mapping[str, Raw]
+    body: bytes
+    model: str
+    stream: bool
+    component: str
+    key: bytes
+    accepted_at: float
+    deadline: float
+    needs: Feature = Feature.NONE
+    override: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Call(id={self.id!r})"
+
+    @property
+    def operation(self) -> Operation:
+        return OPERATIONS[self.wire]
+
+
+class Thinking(StrEnum):
+    """How a vLLM model's reasoning is switched; the names are chat-template variables or request fields."""
+
+    ENABLE_THINKING = "enable_thinking"  # Qwen, GLM, Gemma
+    THINKING = "thinking"  # DeepSeek, Granite
+    REASONING_EFFORT = "reasoning_effort"  # gpt-oss: cannot be switched off
+
+
+class ModelSettings(Struct, frozen=True):
+    """What the catalogue knows of one model on one provider, and a codec needs.
+
+    Attributes:
+        thinking: how reasoning is switched there; None for a model that does not reason.
+        split_think_tags: cut `<think>…</think>` out of the content (a server without a reasoning parser).
+        defaults: sampling parameters sent when the caller gives none.
+    """
+
+    thinking: Thinking | None = None
+    split_think_tags: bool = False
+    defaults: Mapping[str, float] = {}
+
+
+class Target(Struct, frozen=True):
+    """Where an attempt goes: a provider and its own name for the model."""
+
+    provider: str
+    model: str
+    settings: ModelSettings = ModelSettings()
+
+
+class WireRequest(Struct, frozen=True):
+    """One request as a back end will receive it. `repr` leaves the body out."""
+
+    id: str
+    wire: Wire
+    model: str
+    body: bytes
+    stream: bool
+
+    def __repr__(self) -> str:
+        return f"WireRequest(id={self.id!r}, wire={self.wire.value!r})"
+
+
+class Frame(Struct, frozen=True, gc=False):
+    """Whole events (or a whole non-streaming answer) on the caller's wire, ready to be written."""
+
+    data: bytes
+    parts: Part
+    usage: Usage | None = None

@@ -1,0 +1,142 @@
+"""What happened, as frozen facts on a synchronous bus. Requests go down; facts go sideways, here.
+
+Who emits: engine (requests, attempts), providers (probes, breaker), control (flags). Who listens: telemetry, breaker,
+guard. A listener must return at once; what it raises is caught, counted as `InternalError` and never reaches a request.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from memos_llm.core.call import Operation, Usage
+from memos_llm.core.decision import Decision
+from memos_llm.core.flags import Flags
+from memos_llm.core.outcome import Outcome
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Base of all events."""
+
+
+class RequestStarted(Event, frozen=True, kw_only=True):
+    request_id: str
+    decision: Decision
+    component: str
+    model: str
+    operation: Operation
+
+
+class AttemptStarted(Event, frozen=True, kw_only=True):
+    request_id: str
+    provider: str
+    arm: str
+
+
+class AttemptEnded(Event, frozen=True, kw_only=True):
+    """One try. `ttft_s` is first content minus the attempt's start, streams only."""
+
+    request_id: str
+    provider: str
+    endpoint: str
+    arm: str
+    component: str
+    model: str
+    outcome: Outcome
+    duration_s: float
+    ttft_s: float | None = None
+
+
+class FellBack(Event, frozen=True, kw_only=True):
+    """The chain went on to the next target because an attempt failed with `reason` (an outcome kind)."""
+
+    request_id: str
+    from_provider: str
+    to_provider: str
+    reason: str
+
+
+class RequestEnded(Event, frozen=True, kw_only=True):
+    """Exactly one for every `RequestStarted`.
+
+    Attributes:
+        provider: who served it; the last one tried when nobody did.
+        model: the logical name, or the caller's when the catalogue does not know it.
+        outcome: how the last attempt ended (`ok`, `cancelled`, …).
+        ttft_s, tpot_s: streams only; TTFT counts from acceptance, TPOT = (last − first) / (output tokens − 1).
+    """
+
+    request_id: str
+    decision: Decision
+    provider: str
+    component: str
+    model: str
+    operation: Operation
+    outcome: Outcome
+    attempts: int
+    stream: bool
+    duration_s: float
+    ttft_s: float | None
+    tpot_s: float | None
+    usage: Usage | None
+    warnings: tuple[str, ...]
+
+
+class ProbeEnded(Event, frozen=True, kw_only=True):
+    """One probe of one endpoint. `models` are the names that it serves, None when it could not be asked."""
+
+    provider: str
+    endpoint: str
+    up: bool
+    detail: str = ""
+    models: tuple[str, ...] | None = None
+    version: str = ""
+
+
+class BreakerChanged(Event, frozen=True, kw_only=True):
+    """`state` is closed, open or half_open."""
+
+    provider: str
+    endpoint: str
+    state: str
+
+
+class FlagsChanged(Event, frozen=True, kw_only=True):
+    flags: Flags
+
+
+class InternalError(Event, frozen=True, kw_only=True):
+    """One of our own parts failed and was caught: `part` names it, `error` is the exception's type name only."""
+
+    part: str
+    error: str
+
+
+Listener = Callable[[Event], None]
+
+
+class Bus:
+    """Synchronous fan-out. Order of listeners is order of subscription."""
+
+    def __init__(self) -> None:
+        self._listeners: list[tuple[str, Listener]] = []
+
+    def subscribe(self, part: str, listener: Listener) -> None:
+        """Add a listener; `part` names it should it ever raise."""
+        self._listeners.append((part, listener))
+
+    def emit(self, event: Event) -> None:
+        for part, listener in self._listeners:
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - a failing sink must never reach a request
+                self._report(part, error)
+
+    def _report(self, failed: str, error: Exception) -> None:
+        event = InternalError(part=failed, error=type(error).__name__)
+        for part, listener in self._listeners:
+            if part == failed:
+                continue
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001, S112 - the report of a failure must not fail the request either
+                continue

@@ -1,0 +1,108 @@
+"""The one versioned document that routing reads: an immutable snapshot in every process.
+
+Only commands (`core.commands`) make a new one; only a store keeps one; `revision` grows by one with every change.
+Shares are integer parts per million inside and 0…1 outside (`parse_share`, `format_share`).
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+SCHEMA = 1  # one number on everything stored; a reader that finds a newer one is read-only
+PPM = 1_000_000
+GLOBAL = "*"
+EMBEDDING = "embedding"  # never follows `*`: the vectors of two back ends do not mix
+
+
+class Latch(Struct, frozen=True):
+    """State after a rollback: no share above 0 in this scope until a human re-arms it.
+
+    Attributes:
+        since, holddown_until: Unix time in seconds; a manual rollback has no hold-down (`holddown_until == since`).
+        incident: the id of the incident that tells why.
+    """
+
+    provider: str
+    since: float
+    incident: str
+    holddown_until: float
+
+
+class Scope(Struct, frozen=True):
+    """Share, epoch and latch of everything (`*`) or of one component.
+
+    `share_ppm` is None for a component that follows `*` (it is listed for its epoch or latch only).
+    """
+
+    share_ppm: int | None = None
+    epoch: int = 0
+    latch: Latch | None = None
+
+
+class Flags(Struct, frozen=True, kw_only=True):
+    """The document.
+
+    Attributes:
+        installation: random id of the store; another one means another (or a recreated) store.
+        salt: random per installation (hex); unchanged by share, step, plan or retry, so keys keep their slots.
+        scopes: always holds `*`.
+    """
+
+    schema: int = SCHEMA
+    installation: str
+    revision: int
+    salt: str
+    scopes: Mapping[str, Scope]
+
+    def scope(self, name: str) -> Scope:
+        return self.scopes.get(name, Scope())
+
+    def share_ppm(self, component: str) -> int:
+        """The candidate's share of one component's traffic, latches applied."""
+        return self.effective(component)[1].share_ppm or 0
+
+    def effective(self, component: str) -> tuple[str, Scope]:
+        """The scope that speaks for a component, and what it says; a latch makes the share 0."""
+        own = self.scopes.get(component)
+        if component == EMBEDDING:
+            return component, own or Scope(share_ppm=0)
+        everything = self.scopes[GLOBAL]
+        if own is not None and own.latch is not None:
+            return component, replace(own, share_ppm=0)
+        if everything.latch is not None:
+            return GLOBAL, replace(everything, share_ppm=0)
+        if own is not None and own.share_ppm is not None:
+            return component, own
+        return GLOBAL, everything
+
+
+def fresh(installation: str, salt: str, share_ppm: int = 0) -> Flags:
+    """The first document of a new store."""
+    return Flags(installation=installation, revision=1, salt=salt, scopes={GLOBAL: Scope(share_ppm=share_ppm)})
+
+
+def parse_share(text: str) -> int:
+    """Parts per million from `0.3` or `30%`.
+
+    Raises:
+        ValueError: with a message that says how to write it (a bare `30` names both readings).
+    """
+    raw = text.strip()
+    try:
+        value = float(raw[:-1]) / 100 if raw.endswith("%") else float(raw)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a share: write a fraction such as 0.3, or a percentage such as 30%"
+        ) from None
+    if not raw.endswith("%") and 1 < value <= 100:
+        raise ValueError(
+            f"a share is a fraction from 0 to 1: for {value:g} per cent write {value / 100:g} or {value:g}%"
+        )
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise ValueError(f"{text!r} is outside 0 to 1 (0% to 100%)")
+    return round(value * PPM)
+
+
+def format_share(share_ppm: int) -> float:
+    return share_ppm / PPM

@@ -1,0 +1,79 @@
+"""What routing needs of the configuration, as plain data. Logic reads this and never the settings."""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from memos_llm.core.catalogue import Catalogue
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """Limits of one provider, in seconds; None means none.
+
+    Attributes:
+        connect_s: to establish a connection.
+        ttft_s: to the first content of a stream.
+        answer_s: for a whole non-streaming answer of one attempt.
+        idle_s: between two reads once a stream is committed.
+        stall_s: without content on any stream of an endpoint before it counts as hung.
+        total_s: the whole chain, to the commit point.
+    """
+
+    connect_s: float = 3.0
+    ttft_s: float | None = None
+    answer_s: float | None = None
+    idle_s: float = 60.0
+    stall_s: float = 120.0
+    total_s: float = 600.0
+
+
+class Endpoint(Struct, frozen=True):
+    """One address of a provider: scheme, host, port, no trailing slash, no `/v1`.
+
+    `models` are the provider's own names that it serves; empty means: ask it.
+    """
+
+    url: str
+    models: tuple[str, ...] = ()
+
+
+class ProviderSpec(Struct, frozen=True, kw_only=True):
+    """A configured back end. `repr` hides the key."""
+
+    name: str
+    kind: str
+    endpoints: tuple[Endpoint, ...]
+    api_key: str = ""
+    timeouts: Timeouts = Timeouts()
+
+    def __repr__(self) -> str:
+        return f"ProviderSpec(name={self.name!r}, kind={self.kind!r})"
+
+
+FOLLOW_SHARE = "share"  # the value of routing.components that follows the split
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """The routing policy; replaced as a whole when the configuration changes.
+
+    Attributes:
+        candidate: None when there is only one provider: then nothing is split.
+        fallback: the providers that may receive another provider's requests, in order.
+        pins: component → provider name, for components that do not follow the share.
+        retries: same-target retries beyond the ones for connection errors; `backoff_s` is their first pause.
+        generation: grows with every reload, so that what is derived from a policy can be kept per policy.
+    """
+
+    baseline: str
+    candidate: str | None
+    fallback: tuple[str, ...]
+    pins: Mapping[str, str]
+    timeouts: Mapping[str, Timeouts]
+    catalogue: Catalogue
+    total_s: float = 600.0
+    retries: int = 0
+    backoff_s: float = 0.2
+    generation: int = 0
+
+    def limits(self, provider: str) -> Timeouts:
+        return self.timeouts[provider]

@@ -1,0 +1,281 @@
+"""The seams. Each protocol is the whole contract between two packages; what is not said here may not be relied on.
+
+Lifecycles: whatever has `aclose` is closed exactly once by whoever opened it, and closing twice is harmless.
+Cancelling the task that awaits one of these cancels the work upstream.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Protocol, Unpack, runtime_checkable
+
+from msgspec import Struct
+
+from memos_llm.core.call import Call, Frame, Target, WireRequest
+from memos_llm.core.commands import Actor, Audit, Command, Incident
+from memos_llm.core.decision import Decision, Offer
+from memos_llm.core.events import ProbeEnded
+from memos_llm.core.flags import Flags
+from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
+
+Clock = Callable[[], float]
+
+
+class Reply(Protocol):
+    """Bytes of one wire from one endpoint; the status was checked, so this is an answer and not an error."""
+
+    status: int
+    endpoint: str
+
+    async def read(self) -> bytes:
+        """The next bytes as they came; `b""` at the end.
+
+        Raises:
+            AttemptFailed: the connection broke (`truncated`).
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Before the end: aborts upstream at once (the connection is closed, not returned to the pool)."""
+        ...
+
+
+class RawReply(Reply, Protocol):
+    """A reply whose status nobody has looked at yet."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Case-insensitive."""
+        ...
+
+
+class BackendClient(Protocol):
+    """HTTP to a back end: no redirects, no proxies from the environment, no decompression, no cookies."""
+
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, connect_s: float
+    ) -> RawReply:
+        """Send, and return when the response headers are there.
+
+        Raises:
+            AttemptFailed: `connect` (refused, unreachable, name, TLS; code `reused` when a pooled connection was
+                closed before any byte of an answer), `timeout` with code `connect`.
+        """
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Transport(Protocol):
+    """The engine's view of a provider: bytes in, bytes out, endpoints and their health inside."""
+
+    name: str
+
+    def offer(self, model: str) -> Offer:
+        """What it can do with one of its own model names now. No I/O, called for every request."""
+        ...
+
+    async def open(self, request: WireRequest) -> Reply:
+        """Pick an endpoint and send. Returns once a 2xx status is there.
+
+        Raises:
+            AttemptFailed: anything else, already classified (`core.outcome`).
+        """
+        ...
+
+    async def probe(self) -> Sequence[ProbeEnded]:
+        """Ask every endpoint how it is; never raises. What it learns shows in `offer`."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class LLMProvider(Protocol):
+    """The public, typed face: what a pipeline calls and a third party writes.
+
+    `messages` are OpenAI-style dictionaries. All calls raise `memos_llm.LLMError` and nothing else of ours.
+    """
+
+    name: str
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = 4096,
+        temperature: float | None = 0.7,
+        **options: Unpack[Options],
+    ) -> LLMResponse: ...
+
+    async def chat(
+        self,
+        messages: Chat,
+        *,
+        max_tokens: int | None = 4096,
+        temperature: float | None = 0.7,
+        **options: Unpack[Options],
+    ) -> LLMResponse: ...
+
+    def stream(
+        self,
+        messages: Chat,
+        *,
+        max_tokens: int | None = 4096,
+        temperature: float | None = 0.7,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[StreamChunk]: ...
+
+    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResponse: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Decoder(Protocol):
+    """Sans-IO, one per attempt: back-end bytes in (cut anywhere), whole frames on the caller's wire out.
+
+    A non-streaming answer is one frame, delivered by `eof` (CONTENT | FINISH | END, USAGE if reported).
+    """
+
+    def feed(self, chunk: bytes) -> Sequence[Frame]:
+        """Raises:
+        AttemptFailed: `server` (an error event), `malformed`, or a size cap passed.
+        """
+        ...
+
+    def eof(self) -> Sequence[Frame]:
+        """Raises:
+        AttemptFailed: `truncated` when no terminal marker came.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """From one client wire to one back-end wire and back. Stateless; rules are tables."""
+
+    def request(self, call: Call, target: Target) -> tuple[WireRequest, tuple[str, ...]]:
+        """The back end's request, and warnings (what was approximated, dropped or repaired).
+
+        Raises:
+            AttemptFailed: `client`, when the caller's body cannot be understood.
+        """
+        ...
+
+    def decoder(self, call: Call, target: Target) -> Decoder: ...
+
+
+class Codecs(Protocol):
+    """The table of codecs."""
+
+    def find(self, call: Call, offer: Offer) -> Codec | None:
+        """The codec that carries this call to a target with this offer (identity first), or None: not offered."""
+        ...
+
+
+class Exchange(Protocol):
+    """A committed answer. Exactly one `RequestEnded` is emitted, whichever way it ends."""
+
+    decision: Decision
+    served: Target
+    attempts: int
+    warnings: tuple[str, ...]
+
+    async def next(self) -> Frame | None:
+        """The next frame, None after the last.
+
+        Raises:
+            StreamBroken: the back end failed after the commit point.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Before the end: the caller has left; upstream is cancelled at once."""
+        ...
+
+
+class Engine(Protocol):
+    """What the gateway and the library call."""
+
+    def decide(self, call: Call) -> Decision:
+        """The decision, nothing sent."""
+        ...
+
+    async def open(self, call: Call) -> Exchange:
+        """Run the chain to the commit point.
+
+        Raises:
+            LLMError: no target answered, or the request itself was refused.
+        """
+        ...
+
+
+class Instance(Struct, frozen=True, kw_only=True):
+    """A process that follows the flags. `at` is its last heartbeat (Unix seconds); live means younger than 5 s."""
+
+    id: str
+    kind: str
+    revision: int
+    at: float
+    ephemeral: bool = False
+
+
+class Conflict(Exception):
+    """`commit` found another revision than the expected one; load again and re-apply."""
+
+
+class StateStore(Protocol):
+    """Flags, history, incidents and instances, kept for all processes. Every call may raise `StoreUnreachable`."""
+
+    async def load(self) -> Flags | None:
+        """The current flags; None when the store is new."""
+        ...
+
+    def watch(self) -> AsyncIterator[Flags]:
+        """Every change made by anyone after the call, newest only; within 1 s of its commit."""
+        ...
+
+    async def commit(self, expected: int, flags: Flags, audit: Audit, incident: Incident | None = None) -> None:
+        """Flags, audit entry and incident in one transaction. `expected` is the revision replaced, 0 for a new store.
+
+        Raises:
+            Conflict: another revision is there.
+        """
+        ...
+
+    async def history(self, limit: int) -> Sequence[Audit]:
+        """Newest first."""
+        ...
+
+    async def incidents(self, limit: int) -> Sequence[Incident]:
+        """Newest first."""
+        ...
+
+    async def heartbeat(self, instance: Instance) -> None:
+        """Write one's own row; `at` is set by the store's clock."""
+        ...
+
+    async def leave(self, instance_id: str) -> None: ...
+
+    async def instances(self) -> Sequence[Instance]:
+        """The live ones."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class LiveFlags(Protocol):
+    """This process's snapshot, kept fresh."""
+
+    def current(self) -> Flags:
+        """Never waits."""
+        ...
+
+    def cut(self, rollback: Command) -> None:
+        """Apply a rollback here at once; kept until published or superseded."""
+        ...
+
+    async def submit(self, command: Command, actor: Actor) -> Flags:
+        """Publish a change and return the new flags; re-read and re-applied on conflict.
+
+        Raises:
+            Refused, StoreUnreachable.
+        """
+        ...
