@@ -77,6 +77,7 @@ class Call(Struct, frozen=True, kw_only=True):
         model: the name exactly as the caller spelt it; answers echo it.
         key: what the split hashes (never stored; only its HMAC may be kept).
         accepted_at, deadline: seconds on the monotonic clock.
+        own_deadline: the caller set the deadline; an attempt that it cuts short says nothing about the provider.
         override: a provider's name from an authorised per-request override.
     """
 
@@ -90,6 +91,7 @@ class Call(Struct, frozen=True, kw_only=True):
     key: bytes
     accepted_at: float
     deadline: float
+    own_deadline: bool = False
     needs: Feature = Feature.NONE
     override: str | None = None
 
@@ -115,12 +117,14 @@ class ModelSettings(Struct, frozen=True):
     Attributes:
         thinking: how reasoning is switched there; None for a model that does not reason.
         split_think_tags: cut `<think>…</think>` out of the content (a server without a reasoning parser).
-        defaults: sampling parameters sent when the caller gives none.
+        defaults: sampling parameters sent when the caller gives none, by the provider's own names.
+        repairs: the optional repairs (`dialects.codecs.identity.REPAIRS`) that this provider needs.
     """
 
     thinking: Thinking | None = None
     split_think_tags: bool = False
     defaults: Mapping[str, float] = {}
+    repairs: frozenset[str] = frozenset()
 
 
 class Target(Struct, frozen=True):
@@ -132,13 +136,17 @@ class Target(Struct, frozen=True):
 
 
 class WireRequest(Struct, frozen=True):
-    """One request as a back end will receive it. `repr` leaves the body out."""
+    """One request as a back end will receive it. `repr` leaves the body out.
+
+    A codec fills it but for `id` (of this attempt) and `endpoint` (picked by the transport).
+    """
 
     id: str
     wire: Wire
     model: str
     body: bytes
     stream: bool
+    endpoint: str = ""
 
     def __repr__(self) -> str:
         return f"WireRequest(id={self.id!r}, wire={self.wire.value!r})"

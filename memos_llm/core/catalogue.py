@@ -48,7 +48,7 @@ class Catalogue:
         self._by_name: dict[str, Model] = {}
         for model in self.models.values():
             for name in (model.name, *model.aliases, *(own.name for own in model.on.values())):
-                self._own(_canonical(name), model, name)
+                self._own(canonical(name), model, name)
         for model in self.models.values():
             for fallback in model.fallbacks:
                 if self.resolve(fallback) is None:
@@ -59,7 +59,7 @@ class Catalogue:
 
     def resolve(self, name: str) -> Model | None:
         """The model a name belongs to, or None."""
-        return self._by_name.get(name) or self._by_name.get(_canonical(name))
+        return self._by_name.get(name) or self._by_name.get(canonical(name))
 
     def _own(self, key: str, model: Model, spelt: str) -> None:
         owner = self._by_name.setdefault(key, model)
@@ -67,5 +67,6 @@ class Catalogue:
             raise ConfigError(f"models: the name {spelt!r} belongs to both {owner.name!r} and {model.name!r}")
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """The form in which names are compared: lower case, without Ollama's default tag."""
     return name.lower().removesuffix(":latest")

@@ -150,7 +150,7 @@ class Rollback(Struct, frozen=True, kw_only=True):
         latch = scope.latch or Latch(
             provider=self.provider, since=now, incident=self.incident, holddown_until=now + self.holddown_s
         )
-        scopes[self.scope] = Scope(share_ppm=0, epoch=scope.epoch + 1, latch=latch)
+        scopes[self.scope] = replace(scope, share_ppm=0, epoch=scope.epoch + 1, latch=latch)
         return _next(flags, scopes)
 
 
@@ -173,9 +173,8 @@ class Rearm(Struct, frozen=True, kw_only=True):
         left_s = scope.latch.holddown_until - now
         if left_s > 0 and not self.force:
             raise Refused(f"the hold-down of {self.scope} has {left_s:.0f} s left; `--force --reason` overrides it")
-        return _next(
-            flags, {**flags.scopes, self.scope: replace(scope, epoch=scope.epoch + 1, latch=None, share_ppm=0)}
-        )
+        lifted = replace(scope, epoch=scope.epoch + 1, latch=None, share_ppm=0, rearmed_at=now)
+        return _next(flags, {**flags.scopes, self.scope: lifted})
 
 
 def _drop_share(scope: Scope) -> Scope:

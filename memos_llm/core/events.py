@@ -104,6 +104,20 @@ class FlagsChanged(Event, frozen=True, kw_only=True):
     flags: Flags
 
 
+class StoreState(Event, frozen=True, kw_only=True):
+    """The store as this process sees it now; emitted when that changes.
+
+    Attributes:
+        reachable: False: the last known flags stay in force, nothing can be changed.
+        regressed: it answers, but with another or an older document than one already in force here: that one stays.
+        detail: what is wrong and what mends it; empty when nothing is.
+    """
+
+    reachable: bool
+    regressed: bool = False
+    detail: str = ""
+
+
 class InternalError(Event, frozen=True, kw_only=True):
     """One of our own parts failed and was caught: `part` names it, `error` is the exception's type name only."""
 

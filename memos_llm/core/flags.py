@@ -32,12 +32,14 @@ class Latch(Struct, frozen=True):
 class Scope(Struct, frozen=True):
     """Share, epoch and latch of everything (`*`) or of one component.
 
-    `share_ppm` is None for a component that follows `*` (it is listed for its epoch or latch only).
+    `share_ppm` is None for a component that follows `*` (it is listed for its epoch or latch only). `rearmed_at` is
+    when its last latch was lifted (Unix time in seconds, 0 for never): evidence older than that latches it no more.
     """
 
     share_ppm: int | None = None
     epoch: int = 0
     latch: Latch | None = None
+    rearmed_at: float = 0.0
 
 
 class Flags(Struct, frozen=True, kw_only=True):

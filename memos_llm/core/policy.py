@@ -1,9 +1,11 @@
 """What routing needs of the configuration, as plain data. Logic reads this and never the settings."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
+from memos_llm.core.call import Operation
 from memos_llm.core.catalogue import Catalogue
 
 
@@ -50,7 +52,16 @@ class ProviderSpec(Struct, frozen=True, kw_only=True):
         return f"ProviderSpec(name={self.name!r}, kind={self.kind!r})"
 
 
+DEFAULT_COMPONENT = "default"
 FOLLOW_SHARE = "share"  # the value of routing.components that follows the split
+
+
+class ComponentRule(Struct, frozen=True, kw_only=True):
+    """Names the component of calls that name none. `model` is a glob over the caller's spelling."""
+
+    component: str
+    model: str | None = None
+    operation: Operation | None = None
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -74,6 +85,20 @@ class Policy(Struct, frozen=True, kw_only=True):
     retries: int = 0
     backoff_s: float = 0.2
     generation: int = 0
+    rules: tuple[ComponentRule, ...] = ()
+
+    def component(self, model: str, operation: Operation) -> str:
+        """The component of a call that names none: the first rule that fits, else `default`."""
+        for rule in self.rules:
+            fits = rule.operation in (None, operation)
+            if fits and (rule.model is None or fnmatchcase(model.lower(), rule.model.lower())):
+                return rule.component
+        return DEFAULT_COMPONENT
+
+    def default_model(self) -> str | None:
+        """The model of library calls that name none: the only one configured."""
+        names = list(self.catalogue.models)
+        return names[0] if len(names) == 1 else None
 
     def limits(self, provider: str) -> Timeouts:
         return self.timeouts[provider]

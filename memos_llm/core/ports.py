@@ -73,11 +73,28 @@ class Transport(Protocol):
         """What it can do with one of its own model names now. No I/O, called for every request."""
         ...
 
+    def pick(self, model: str) -> str:
+        """The endpoint that the next request for a model should go to. No I/O; what befalls the request there is
+        told by `AttemptEnded.endpoint`, time-outs included.
+
+        Raises:
+            AttemptFailed: `saturated` when every endpoint's breaker is open and takes no trial.
+        """
+        ...
+
     async def open(self, request: WireRequest) -> Reply:
-        """Pick an endpoint and send. Returns once a 2xx status is there.
+        """Send to `request.endpoint`. Returns once a 2xx status is there.
 
         Raises:
             AttemptFailed: anything else, already classified (`core.outcome`).
+        """
+        ...
+
+    async def fetch(self, path: str) -> bytes:
+        """GET a metadata document (`/api/tags`, `/v1/models`, …) from a live endpoint; bounded in bytes and time.
+
+        Raises:
+            AttemptFailed: as `open`.
         """
         ...
 
@@ -176,6 +193,7 @@ class Exchange(Protocol):
     decision: Decision
     served: Target
     attempts: int
+    stream: bool
     warnings: tuple[str, ...]
 
     async def next(self) -> Frame | None:

@@ -1,0 +1,125 @@
+"""One try at one target, up to its commit point and past it.
+
+The commit point of a stream is the first content, reasoning or tool-call delta (or a finish without any); of a
+non-streaming answer it is the whole, parsed answer. Preamble is held back until then, bounded in bytes. Before the
+commit point every failure is an `AttemptFailed` and the chain may go on; after it the failure is the caller's to see.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from memos_llm.core.call import Call, Frame, Part, Target, Usage, WireRequest
+from memos_llm.core.errors import AttemptFailed
+from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.core.ports import Clock, Codec, Decoder, Reply, Transport
+from memos_llm.router.chain import Try
+
+EOF_GRACE_S = 1.0  # for the end of the body once the terminal marker is there; the connection is reused only then
+MAX_PREAMBLE_BYTES = 262_144  # a back end that sends this much and no content is not answering
+COMMITS = Part.CONTENT | Part.FINISH
+
+
+class Attempt:
+    """One try. Use `commit()` once, then `more()` until it returns an empty frame list, and `aclose()` always."""
+
+    def __init__(self, call: Call, step: Try, transport: Transport, codec: Codec, clock: Clock) -> None:
+        self.target: Target = step.target
+        self.endpoint = ""
+        self.warnings: tuple[str, ...] = ()
+        self.usage: Usage | None = None
+        self.first_content_at: float | None = None
+        self.last_content_at: float | None = None
+        self.complete = False  # the terminal marker was seen: whatever happens now, the caller has a whole answer
+        self._eof = False
+        self._call, self._step, self._transport, self._codec, self._clock = call, step, transport, codec, clock
+        self.started_at = clock()
+        self._reply: Reply | None = None
+        self._decoder: Decoder | None = None
+
+    async def commit(self, request_id: str) -> list[Frame]:
+        """The frames up to the commit point.
+
+        Raises:
+            AttemptFailed: anything that ended the attempt before it, a passed limit (`timeout`) among them.
+        """
+        try:
+            async with asyncio.timeout_at(self._step.until):
+                return await self._until_committed(request_id)
+        except TimeoutError:
+            raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code=self._step.limit)) from None
+
+    async def more(self, idle_s: float) -> Sequence[Frame]:
+        """The frames of the next read; empty once the answer is complete.
+
+        Raises:
+            AttemptFailed: the back end broke off, sent an error event, or was silent for `idle_s`.
+        """
+        while not self._eof:
+            try:
+                async with asyncio.timeout(EOF_GRACE_S if self.complete else idle_s):
+                    frames = await self._read()
+            except (TimeoutError, AttemptFailed) as error:
+                if self.complete:
+                    return ()
+                if isinstance(error, AttemptFailed):
+                    raise
+                raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="idle")) from None
+            if frames:
+                return frames
+        return ()
+
+    async def aclose(self) -> None:
+        """Ends the attempt; before the end of the answer that aborts it upstream."""
+        if self._reply is not None:
+            await self._reply.aclose()
+
+    async def _until_committed(self, request_id: str) -> list[Frame]:
+        request, self.warnings = self._codec.request(self._call, self.target)
+        await self._send(request, request_id)
+        held: list[Frame] = []
+        size = 0
+        while not self._eof:
+            frames = await self._read()
+            held += frames
+            if any(frame.parts & COMMITS for frame in frames):
+                break
+            size += sum(len(frame.data) for frame in frames)
+            if size > MAX_PREAMBLE_BYTES:
+                raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="endless-preamble"))
+        return held
+
+    async def _send(self, request: WireRequest, request_id: str) -> None:
+        self._decoder = self._codec.decoder(self._call, self.target)
+        self.endpoint = self._transport.pick(request.model)
+        try:
+            self._reply = await self._transport.open(replace(request, id=request_id, endpoint=self.endpoint))
+        except AttemptFailed as error:
+            if request.wire is not self._call.wire:  # an error body of another wire is nothing for this caller
+                error.client_body = b""
+            raise
+
+    async def _read(self) -> Sequence[Frame]:
+        assert self._reply is not None
+        assert self._decoder is not None
+        chunk = await self._reply.read()
+        if chunk:
+            frames = self._decoder.feed(chunk)
+        else:
+            self._eof = True
+            frames = self._decoder.eof()
+            self.complete = True
+        for frame in frames:
+            self._note(frame)
+        return frames
+
+    def _note(self, frame: Frame) -> None:
+        if frame.parts & Part.CONTENT:
+            self.last_content_at = self._clock()
+            if self.first_content_at is None:
+                self.first_content_at = self.last_content_at
+        if frame.parts & Part.END:
+            self.complete = True
+        if frame.usage is not None:
+            self.usage = frame.usage

@@ -1,0 +1,64 @@
+"""The driver: decide, run the chain to the commit point, hand out the answer.
+
+Nothing here knows a dialect: errors are raised and the edge renders them.
+"""
+
+from collections.abc import Callable, Mapping
+
+from memos_llm.core.call import Call, Target
+from memos_llm.core.decision import Decision, Offer
+from memos_llm.core.errors import LLMError
+from memos_llm.core.events import Bus
+from memos_llm.core.policy import Policy
+from memos_llm.core.ports import Clock, Codecs, LiveFlags, Transport
+from memos_llm.router.answer import Answer
+from memos_llm.router.chain import RetryBudget
+from memos_llm.router.decide import decide
+from memos_llm.router.run import CANCELLED, Run
+
+
+class Engine:
+    """Runs calls. One per process; `policy` is read once per call, so that a reload never splits one."""
+
+    def __init__(
+        self,
+        *,
+        policy: Callable[[], Policy],
+        live: LiveFlags,
+        transports: Mapping[str, Transport],
+        codecs: Codecs,
+        bus: Bus,
+        clock: Clock,
+    ) -> None:
+        self.policy, self.live, self.codecs, self.bus, self.clock = policy, live, codecs, bus, clock
+        self.transports = transports
+        self.budget = RetryBudget()
+
+    def decide(self, call: Call) -> Decision:
+        """The decision for a call, nothing sent.
+
+        Raises:
+            NotOffered: no provider can do what it asks for.
+        """
+        return decide(call, self.live.current(), self.policy(), self._offer, self._carries)
+
+    async def open(self, call: Call) -> Answer:
+        """Run the chain to the commit point. The answer must be read to its end or closed.
+
+        Raises:
+            LLMError: no target answered, or the request itself was refused.
+        """
+        decision = self.decide(call)
+        run = Run(call, decision, self.policy(), self.transports, self.codecs, self.bus, self.clock, self.budget)
+        try:
+            return Answer(run, *await run.commit())
+        except BaseException as error:
+            run.end(run.failed if isinstance(error, LLMError) else CANCELLED)
+            raise
+
+    def _offer(self, target: Target) -> Offer | None:
+        transport = self.transports.get(target.provider)
+        return None if transport is None else transport.offer(target.model)
+
+    def _carries(self, call: Call, offer: Offer) -> bool:
+        return self.codecs.find(call, offer) is not None
