@@ -1,0 +1,101 @@
+"""From an HTTP request to a `Call`: names, key, deadline. Pure.
+
+Component: header → path → body (`metadata.component`) → `component_rules` → `default`.
+Key: session (header → path → body) → `prompt_cache_key`, `safety_identifier`, `user` → trace id → the conversation's
+beginning once an assistant turn is there → the request's own id. Never a constant.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+
+from memos_llm.core.call import OPERATIONS, Call
+from memos_llm.core.errors import BadRequest, Forbidden
+from memos_llm.core.policy import Policy
+from memos_llm.dialects.edge import Dialect, Parsed
+from memos_llm.gateway.paths import Place
+
+Headers = Mapping[bytes, bytes]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+_COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+_TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+MAX_SESSION_CHARS = 512
+
+
+def request_id(headers: Headers) -> str:
+    """The caller's `x-request-id` if it is well-formed, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.match(given) else os.urandom(12).hex()
+
+
+def build(
+    dialect: Dialect, body: bytes, headers: Headers, place: Place, policy: Policy, *, id: str, accepted_at: float
+) -> Call:
+    """The call that a request makes.
+
+    Raises:
+        BadRequest: the body or a header cannot be understood; the message says which and how to write it.
+        Forbidden: `x-memos-provider` was given.
+    """
+    if b"x-memos-provider" in headers:
+        raise Forbidden("x-memos-provider chooses the back end past the split and needs the admin scope", request_id=id)
+    parsed = dialect.parse(body)
+    wait_s, own = _wait_s(headers, policy)
+    return Call(
+        id=id,
+        wire=dialect.wire,
+        head=parsed.head,
+        body=body,
+        model=parsed.model,
+        stream=parsed.stream,
+        component=_component(dialect, parsed, headers, place, policy),
+        key=_session(parsed, headers, place) or parsed.named_key or _derived(dialect, parsed, headers) or id.encode(),
+        accepted_at=accepted_at,
+        deadline=accepted_at + wait_s,
+        own_deadline=own,
+        needs=parsed.needs,
+    )
+
+
+def _component(dialect: Dialect, parsed: Parsed, headers: Headers, place: Place, policy: Policy) -> str:
+    name = _text(headers, b"x-memos-component") or place.component or parsed.component
+    if name is None:
+        return policy.component(parsed.model, OPERATIONS[dialect.wire])
+    if not _COMPONENT.match(name):
+        raise BadRequest("a component is 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
+    return name
+
+
+def _session(parsed: Parsed, headers: Headers, place: Place) -> bytes | None:
+    name = _text(headers, b"x-memos-session") or place.session or parsed.session
+    if name is None:
+        return None
+    if len(name) > MAX_SESSION_CHARS:
+        raise BadRequest(f"a session is at most {MAX_SESSION_CHARS} characters")
+    return name.encode()
+
+
+def _derived(dialect: Dialect, parsed: Parsed, headers: Headers) -> bytes | None:
+    trace = _TRACE.match(headers.get(b"traceparent", b""))
+    return trace[1] if trace else dialect.conversation_key(parsed.head)
+
+
+def _wait_s(headers: Headers, policy: Policy) -> tuple[float, bool]:
+    """How long the caller waits, and whether it said so itself."""
+    text = headers.get(b"x-memos-timeout-ms")
+    if text is None:
+        return policy.total_s, False
+    if not (text.isdigit() and 0 < int(text) < 10**8):
+        raise BadRequest("x-memos-timeout-ms is a whole number of milliseconds, such as 30000")
+    return min(int(text) / 1000, policy.total_s), int(text) / 1000 < policy.total_s
+
+
+def _text(headers: Headers, name: bytes) -> str | None:
+    value = headers.get(name)
+    if not value:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"the header {name.decode()} is not UTF-8") from None

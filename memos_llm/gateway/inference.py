@@ -1,0 +1,167 @@
+"""The data plane: one inference request from its first byte to its last, as raw ASGI.
+
+Whatever happens before the first byte of the answer becomes a proper error in the client's dialect; whatever happens
+after it becomes an in-band error and the end of the stream. A client that leaves cancels upstream at once.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from memos_llm.core.call import Call, Wire
+from memos_llm.core.errors import BadRequest, LLMError, Overloaded
+from memos_llm.core.events import Bus, InternalError
+from memos_llm.core.policy import Policy
+from memos_llm.core.ports import Clock, Engine, Exchange
+from memos_llm.dialects.edge import DIALECTS, Dialect
+from memos_llm.gateway import calls
+from memos_llm.gateway.asgi import (
+    BodyTooLarge,
+    ClientLeft,
+    DisconnectWatch,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    respond,
+)
+from memos_llm.gateway.paths import Place
+
+WIRES: Mapping[str, Wire] = {
+    "/v1/chat/completions": Wire.OPENAI_CHAT,
+    "/api/chat": Wire.OLLAMA_CHAT,
+    "/api/generate": Wire.OLLAMA_GENERATE,
+}
+
+
+class PayloadTooLarge(BadRequest):
+    """The request body is over `gateway.max_body_bytes`."""
+
+    status = 413
+
+
+class RequestTimeout(BadRequest):
+    """The request body did not arrive within `gateway.body_timeout_s`."""
+
+    status = 408
+
+
+class Inference:
+    """Answers inference requests. `max_concurrency`, `max_body_bytes`, `body_timeout_s` are the gateway's settings."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Callable[[], Policy],
+        bus: Bus,
+        clock: Clock,
+        *,
+        max_concurrency: int,
+        max_body_bytes: int,
+        body_timeout_s: float,
+    ) -> None:
+        self._engine, self._policy, self._bus, self._clock = engine, policy, bus, clock
+        self._max_concurrency, self._max_body_bytes = max_concurrency, max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, wire: Wire, place: Place) -> None:
+        accepted_at, headers = self._clock(), dict(scope["headers"])
+        reply = _Reply(send, DIALECTS[wire], calls.request_id(headers))
+        self._running += 1
+        try:
+            if self._running > self._max_concurrency:
+                raise Overloaded("the gateway is at its limit of concurrent requests", retry_after_s=1)
+            body = await self._body(receive)
+            call = calls.build(
+                reply.dialect, body, headers, place, self._policy(), id=reply.id, accepted_at=accepted_at
+            )
+            await self._answer(call, receive, reply)
+        except ClientLeft:
+            return
+        except LLMError as error:
+            await reply.fail(error)
+        except Exception as error:  # noqa: BLE001 - the last line of defence: counted, and never a traceback for the client
+            self._bus.emit(InternalError(part="gateway", error=type(error).__name__))
+            await reply.fail(LLMError("internal error of the gateway"))
+        finally:
+            self._running -= 1
+
+    async def _body(self, receive: Receive) -> bytes:
+        try:
+            return await read_body(receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
+        except BodyTooLarge:
+            raise PayloadTooLarge(f"the request body is larger than {self._max_body_bytes} bytes") from None
+        except TimeoutError:
+            raise RequestTimeout(f"the request body did not arrive within {self._body_timeout_s:g} s") from None
+
+    async def _answer(self, call: Call, receive: Receive, reply: "_Reply") -> None:
+        watch = DisconnectWatch(receive)
+        try:
+            exchange = await self._engine.open(call)
+            try:
+                await reply.play(call, exchange)
+            finally:
+                await exchange.aclose()
+        except asyncio.CancelledError:
+            if not watch.left:
+                raise
+        finally:
+            watch.stop()
+
+
+class _Reply:
+    """The response to one request: not begun, begun, or over."""
+
+    def __init__(self, send: Send, dialect: Dialect, id: str) -> None:
+        self.dialect, self.id = dialect, id
+        self._send, self._begun = send, False
+
+    async def play(self, call: Call, exchange: Exchange) -> None:
+        """Write the answer as it comes; a whole one in one piece with its length."""
+        headers = self._headers(exchange)
+        frame = await exchange.next()
+        if not call.stream:
+            self._begun = True
+            await respond(self._send, 200, headers, frame.data if frame else b"")
+            await exchange.next()
+            return
+        self._begun = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        while frame is not None:
+            if frame.data:  # a usage event that only we asked for leaves nothing to write
+                await self._send({"type": "http.response.body", "body": frame.data, "more_body": True})
+            frame = await exchange.next()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def fail(self, error: LLMError) -> None:
+        """An error response; in-band, as the last event, when the answer has begun."""
+        if self._begun:
+            await self._send({"type": "http.response.body", "body": self.dialect.stream_error(error)})
+            return
+        headers: Headers = [
+            (b"content-type", self.dialect.media_type(stream=False)),
+            (b"x-request-id", self.id.encode()),
+            (b"x-memos-error-code", error.code.encode()),
+            (b"x-should-retry", b"false"),
+        ]
+        if error.provider:
+            headers.append((b"x-memos-provider", error.provider.encode()))
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+        await respond(self._send, error.http_status, headers, self.dialect.error_body(error))
+
+    def _headers(self, exchange: Exchange) -> Headers:
+        decision, served = exchange.decision, exchange.served
+        headers: Headers = [
+            (b"content-type", self.dialect.media_type(stream=exchange.stream)),
+            (b"x-request-id", self.id.encode()),
+            (b"x-memos-provider", served.provider.encode()),
+            (b"x-memos-arm", decision.arm.encode()),
+            (b"x-memos-model", served.model.encode("latin-1", "replace")),
+            (b"x-memos-attempts", b"%d" % exchange.attempts),
+            (b"x-memos-reason", decision.reason.encode()),
+        ]
+        if exchange.warnings:
+            headers.append((b"x-memos-warnings", ", ".join(exchange.warnings).encode("latin-1", "replace")))
+        return headers

@@ -1,0 +1,46 @@
+"""One gateway process: runtime, application and server put together, run, and taken apart in order."""
+
+import socket
+import time
+
+from memos_llm.config import Settings
+from memos_llm.gateway import server
+from memos_llm.gateway.app import App
+from memos_llm.gateway.health import HealthBoard
+from memos_llm.gateway.inference import Inference
+from memos_llm.gateway.meta import Meta
+from memos_llm.wiring import Runtime, open_runtime
+
+
+def build_app(runtime: Runtime, health: HealthBoard) -> App:
+    """The ASGI application over an open runtime."""
+    gateway = runtime.settings.gateway
+    inference = Inference(
+        runtime.engine,
+        runtime.policy,
+        runtime.bus,
+        runtime.clock,
+        max_concurrency=gateway.max_concurrency,
+        max_body_bytes=gateway.max_body_bytes,
+        body_timeout_s=gateway.body_timeout_s,
+    )
+    meta = Meta(runtime.policy, lambda: runtime.transports[runtime.policy().baseline], time.time())
+    return App(inference, meta, health, runtime.metrics.render)
+
+
+async def serve(settings: Settings, listener: socket.socket, *, seed: bool = False) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT, then drain. `seed` fills a new store with the configured share.
+
+    Raises:
+        ConfigError, StoreUnreachable: before the first request is taken.
+    """
+    runtime = await open_runtime(settings, kind="gateway", seed=seed, log=True)
+    try:
+        uvicorn_server: server.Server
+        health = HealthBoard(runtime.transports, runtime.clock, draining=lambda: uvicorn_server.draining)
+        runtime.bus.subscribe("health", health.on_event)
+        runtime.start_probing()
+        uvicorn_server = server.build(build_app(runtime, health), drain_s=settings.gateway.drain_s)
+        await uvicorn_server.serve(sockets=[listener])
+    finally:
+        await runtime.aclose()

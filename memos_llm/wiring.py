@@ -1,0 +1,159 @@
+"""Builders, in the one wrap order: settings → bus → listeners → transports → engine → live flags.
+
+Both faces (gateway and library) and the command line open a process's parts here and nowhere else.
+"""
+
+import hashlib
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from memos_llm import __version__
+from memos_llm.config import Settings
+from memos_llm.control.live import Live
+from memos_llm.core.events import Bus
+from memos_llm.core.flags import Flags, fresh
+from memos_llm.core.policy import Policy
+from memos_llm.core.ports import Clock, StateStore, Transport
+from memos_llm.dialects.codecs import CODECS
+from memos_llm.providers import open_transport
+from memos_llm.providers.client import AiohttpClient
+from memos_llm.providers.health import Prober
+from memos_llm.router.engine import Engine
+from memos_llm.store import open_store
+from memos_llm.telemetry.logs import RequestLog, configure
+from memos_llm.telemetry.metrics import Metrics
+
+STATE_DIR = Path("~/.local/state/memos_llm")  # expanded when used: HOME may change
+
+
+class Runtime:
+    """The open parts of one process. Make it with `open_runtime`, close it once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        bus: Bus,
+        metrics: Metrics,
+        log: RequestLog | None,
+        live: Live,
+        client: AiohttpClient,
+        transports: Mapping[str, Transport],
+        clock: Clock,
+    ) -> None:
+        self.settings, self.bus, self.metrics, self.live = settings, bus, metrics, live
+        self.transports, self.clock = transports, clock
+        self._policy = settings.policy()
+        self._log, self._client = log, client
+        self.prober = Prober(list(transports.values()), bus)
+        self.engine = Engine(policy=self.policy, live=live, transports=transports, codecs=CODECS, bus=bus, clock=clock)
+
+    def policy(self) -> Policy:
+        return self._policy
+
+    def start_probing(self) -> None:
+        self.prober.start()
+
+    async def aclose(self) -> None:
+        """Last opened, first closed; every part is closed even when an earlier one fails."""
+        parts = [
+            self.prober.aclose,
+            *(t.aclose for t in self.transports.values()),
+            self._client.aclose,
+            self.live.aclose,
+        ]
+        try:
+            for close in parts:
+                await close()
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+
+async def open_runtime(
+    settings: Settings,
+    *,
+    kind: str,
+    seed: bool = False,
+    ephemeral: bool = False,
+    log: bool = False,
+    store: StateStore | None = None,
+    clock: Clock = time.monotonic,
+) -> Runtime:
+    """Open everything that a process needs to route calls. `kind` is what `status` shows: gateway, library, cli.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    bus = Bus()
+    metrics = Metrics(
+        version=__version__,
+        candidate=settings.candidate,
+        components=settings.components(),
+        models=tuple(settings.models),
+    )
+    bus.subscribe("metrics", metrics.on_event)
+    logs = _open_logs(settings, bus) if log else None
+    live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
+    client = AiohttpClient()
+    transports = {spec.name: open_transport(spec, client, bus, clock=clock) for spec in settings.provider_specs()}
+    await live.start()
+    return Runtime(
+        settings,
+        bus=bus,
+        metrics=metrics,
+        log=logs,
+        live=live,
+        client=client,
+        transports=transports,
+        clock=clock,
+    )
+
+
+def _open_logs(settings: Settings, bus: Bus) -> RequestLog:
+    configure(settings.gateway.log_level)
+    logs = RequestLog()
+    bus.subscribe("log", logs.on_event)
+    return logs
+
+
+def open_live(
+    settings: Settings,
+    bus: Bus,
+    *,
+    kind: str,
+    seed: bool = False,
+    ephemeral: bool = False,
+    store: StateStore | None = None,
+) -> Live:
+    """This process's flags over the configured store (not started)."""
+    return Live(
+        open_store(settings.store_url) if store is None else store,
+        bus,
+        instance_id=f"{kind}-{socket.gethostname()}-{os.getpid()}-{random.randrange(16**4):04x}",
+        kind=kind,
+        ephemeral=ephemeral,
+        last_good=last_good_file(settings),
+        seed=new_flags(settings) if seed else None,
+        owns_store=store is None,
+    )
+
+
+def new_flags(settings: Settings) -> Callable[[], Flags]:
+    """Makes the first document of a new store: random installation and salt, the configured share."""
+    return lambda: fresh(os.urandom(8).hex(), os.urandom(16).hex(), settings.share_ppm)
+
+
+def last_good_file(settings: Settings) -> Path | None:
+    """Where the processes of this host keep the last flags they saw of a store; None for one that dies with them.
+
+    Named after the store, so that two installations on one host never take each other's flags for their own.
+    """
+    url = settings.store_url
+    if url.startswith("memory:"):
+        return None
+    return STATE_DIR.expanduser() / "last_good" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.json"
