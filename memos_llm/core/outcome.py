@@ -45,6 +45,8 @@ OUTCOMES: Mapping[Kind, Rule] = {
 
 MODEL_NOT_FOUND = "model_not_found"  # the code of a `config` outcome that a client may have caused by a wrong name
 
+BREAKER_OPEN = "breaker-open"  # the code of a `saturated` outcome that nobody was asked about: all endpoints had failed
+
 
 class Outcome(Struct, frozen=True, kw_only=True):
     """How one attempt ended.

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from memos_llm.core.call import Call, Frame
 from memos_llm.core.decision import Decision
-from memos_llm.core.errors import EXHAUSTED, AttemptFailed, BadRequest, LLMError, ModelNotFound
+from memos_llm.core.errors import EXHAUSTED, AttemptFailed, BadRequest, LLMError, ModelNotFound, Unavailable
 from memos_llm.core.events import AttemptEnded, AttemptStarted, Bus, FellBack, RequestEnded, RequestStarted
-from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
+from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, Kind, Outcome
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Codecs, Transport
 from memos_llm.router.attempt import Attempt
@@ -181,7 +181,7 @@ class Run:
             self.failed, self.served = failure.outcome, attempt.target
             self._settle(Kind.CLIENT)
         outcome = failure.outcome
-        kind = EXHAUSTED[outcome.kind]
+        kind = Unavailable if outcome.code == BREAKER_OPEN else EXHAUSTED[outcome.kind]
         status: int | None = outcome.rule.http_status
         if outcome.code == MODEL_NOT_FOUND:
             kind, status = ModelNotFound, 404

@@ -1,0 +1,18 @@
+"""Fixtures of the outermost tests; each test has a home folder of its own, so that none meets a user's files."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from stack import Stack, open_stack
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    async with open_stack(tmp_path) as running:
+        yield running

@@ -1,0 +1,66 @@
+"""A client that leaves is gone upstream within 250 ms: streaming or not, before and after the first token."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stack import Stack, open_stack, until
+
+MESSAGES = [{"role": "user", "content": "Tell me a long story."}]
+LIMIT_S = 0.25
+DIALECTS = {
+    "openai": "/v1/chat/completions",
+    "chat": "/api/chat",
+    "generate": "/api/generate",
+}
+MOMENTS = {  # emulator timing, streaming, bytes of the answer to wait for
+    "stream, before the first token": ({"ttft_s": 30.0}, True, 0),
+    "stream, after the first token": ({"inter_token_s": 0.05}, True, 1),
+    "whole, before the answer": ({"ttft_s": 30.0}, False, 0),
+    "whole, while it is generated": ({"inter_token_s": 1.0}, False, 0),
+}
+
+
+async def leave(stack: Stack, path: str, stream: bool, wait_bytes: int, emulator: Any) -> float:
+    """Send, wait until the back end is at work (and some bytes came), close; seconds until the back end noticed."""
+    port = int(stack.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.dumps({"model": "qwen3:8b", "messages": MESSAGES, "prompt": "Tell.", "stream": stream}).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    before = emulator.counters.aborted
+    await until(lambda: emulator.counters.in_flight > 0)
+    if wait_bytes:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(wait_bytes)
+    writer.transport.abort()
+    left_at = time.monotonic()
+    await until(lambda: emulator.counters.aborted > before)
+    return float(emulator.counters.last_abort_monotonic - left_at)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["ollama", "vllm"])
+async def test_a_client_that_leaves_is_gone_upstream_at_once(moment: str, share: float, tmp_path: Path) -> None:
+    timing, stream, wait_bytes = MOMENTS[moment]
+    async with open_stack(tmp_path, ollama=timing, vllm=timing) as stack:
+        await stack.shift(share)
+        emulator = stack.vllm if share else stack.ollama
+        for path in DIALECTS.values():
+            best = min([await leave(stack, path, stream, wait_bytes, emulator) for _ in range(3)])
+            assert best <= LIMIT_S, path
+        ended = await stack.ended(3 * len(DIALECTS))
+        assert {end.outcome.kind.value for end in ended} == {"cancelled"}
+        assert emulator.counters.in_flight == 0
+
+
+async def test_a_client_that_leaves_while_a_fallback_is_tried_is_gone_too(tmp_path: Path) -> None:
+    async with open_stack(tmp_path, ollama={"ttft_s": 30.0}) as stack:
+        await stack.shift(1.0)
+        stack.vllm.faults.set("status:code=500")
+        assert await leave(stack, "/api/chat", True, 0, stack.ollama) <= 5.0
+        await stack.ended()
+        assert stack.attempts() == [("vllm", "server"), ("ollama", "cancelled")]
