@@ -23,11 +23,14 @@ OPENAI_STREAM = (
 ).encode()
 OPENAI_WHOLE = (
     '{"id":"chatcmpl-1","object":"chat.completion","model":"qwen3:8b","choices":[{"index":0,"message":{"role":'
-    '"assistant","content":"Grüße\\u2028"},"finish_reason":"stop"}],  "usage":{"prompt_tokens":3,"completion_tokens":7}}'
+    '"assistant","content":"Grüße\\u2028"},"finish_reason":"stop"}],  '
+    '"usage":{"prompt_tokens":3,"completion_tokens":7}}'
 ).encode()
 OLLAMA_STREAM = (
-    '{"model":"qwen3:8b","created_at":"2026-08-22T10:00:00.1Z","message":{"role":"assistant","content":"Gr"},"done":false}\n'
-    '{"model":"qwen3:8b","created_at":"2026-08-22T10:00:00.2Z","message":{"role":"assistant","content":"üße \\u003cb\\u003e"},"done":false}\n'
+    '{"model":"qwen3:8b","created_at":"2026-08-22T10:00:00.1Z","message":{"role":"assistant","content":"Gr"},'
+    '"done":false}\n'
+    '{"model":"qwen3:8b","created_at":"2026-08-22T10:00:00.2Z","message":{"role":"assistant",'
+    '"content":"üße \\u003cb\\u003e"},"done":false}\n'
     '{"model":"qwen3:8b","created_at":"2026-08-22T10:00:00.3Z","message":{"role":"assistant","content":""},"done":true,'
     '"done_reason":"stop","total_duration":9,"prompt_eval_count":11,"eval_count":5}\n'
 ).encode()

@@ -1,0 +1,392 @@
+"""Equal wires: bytes pass, and what may change is exactly what is listed."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from dialect_streams import (
+    OLLAMA,
+    OLLAMA_STREAM,
+    ROLE,
+    USAGE,
+    V1_STREAM,
+    VLLM,
+    VLLM_STREAM,
+    chunk,
+    cut,
+    make_call,
+    run,
+    sse,
+    target,
+    told,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memos_llm.core.call import Call, Part, Usage, Wire
+from memos_llm.core.decision import Offer
+from memos_llm.core.errors import AttemptFailed
+from memos_llm.core.outcome import Kind
+from memos_llm.core.ports import Decoder
+from memos_llm.dialects.codecs import CODECS
+from memos_llm.dialects.codecs.decoder import WholeDecoder
+from memos_llm.dialects.codecs.echo import ModelEcho
+from memos_llm.dialects.codecs.identity import REPAIRS, Identity
+from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
+
+CHAT, GENERATE, OPENAI = Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE, Wire.OPENAI_CHAT
+USER = [{"role": "user", "content": "hi"}]
+ASKED: dict[str, Any] = {"stream_options": {"include_usage": True}}
+IDENTITY = Identity()
+
+
+def openai_call(model: str = "m", **more: Any) -> Call:
+    return make_call(OPENAI, {"model": model, "messages": USER, "stream": True} | more)
+
+
+def decoder(call: Call) -> Decoder:
+    return IDENTITY.decoder(call, target())
+
+
+def failure(call: Call, *chunks: bytes) -> AttemptFailed:
+    with pytest.raises(AttemptFailed) as failed:
+        run(decoder(call), chunks)
+    return failed.value
+
+
+# --- which codec ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wire", "body", "offer", "kind"),
+    [
+        (OPENAI, {}, VLLM, Identity),
+        (CHAT, {}, OLLAMA, Identity),
+        (CHAT, {}, VLLM, OllamaToOpenAI),
+        (GENERATE, {"prompt": "p"}, VLLM, OllamaToOpenAI),
+        (GENERATE, {"prompt": "p", "raw": True}, VLLM, OllamaToOpenAI),
+        (GENERATE, {"prompt": "p", "suffix": "s"}, VLLM, OllamaToOpenAI),
+        (GENERATE, {"prompt": "p", "raw": True}, Offer(frozenset({OPENAI})), type(None)),
+        (GENERATE, {"prompt": "p", "context": [1]}, VLLM, type(None)),
+        (CHAT, {"messages": []}, VLLM, type(None)),
+        (CHAT, {"messages": []}, OLLAMA, Identity),
+        (OPENAI, {"stop": list("abcde")}, Offer(VLLM.wires, features=VLLM.features ^ 16), type(None)),
+        (Wire.OPENAI_COMPLETION, {"prompt": "p"}, VLLM, Identity),
+        (Wire.OPENAI_COMPLETION, {"prompt": "p"}, Offer(frozenset({OPENAI})), type(None)),
+    ],
+)
+def test_the_same_wire_comes_first_then_a_translation_that_fits(
+    wire: Wire, body: dict[str, Any], offer: Offer, kind: type
+) -> None:
+    assert type(CODECS.find(make_call(wire, {"model": "m", "messages": USER} | body), offer)) is kind
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_needs_no_change_is_sent_as_it_came() -> None:
+    raw = b'{ "model":"served/m", "messages" : [ {"role":"user","content":"\\u0068i"} ],"stream":true,'
+    raw += b'"stream_options":{"include_usage":true}}'
+    call = make_call(OPENAI, raw)
+    request, warnings = IDENTITY.request(call, target())
+    assert request.body is call.body
+    assert (request.id, request.wire, request.model, request.stream, warnings) == ("id-1", OPENAI, "served/m", True, ())
+
+
+def test_only_the_model_s_value_changes_when_its_name_does() -> None:
+    raw = b'{"model":"alias","messages":[ {"role":"user",  "content":"\\u0068i"}],"seed":1.50,"options":{ }}'
+    request, warnings = IDENTITY.request(make_call(CHAT, raw), target())
+    assert request.body == raw.replace(b'"alias"', b'"served/m"')
+    assert warnings == ()
+
+
+@pytest.mark.parametrize("tools", ["[]", "[ \n]"])
+def test_empty_tools_are_dropped_with_a_warning(tools: str) -> None:
+    raw = b'{"model":"served/m","tools":%b,"messages":[]}' % tools.encode()
+    request, warnings = IDENTITY.request(make_call(OPENAI, raw), target())
+    assert (request.body, warnings) == (b'{"model":"served/m","messages":[]}', ("repaired:tools",))
+
+
+def test_empty_tools_stay_on_ollama_s_own_wire() -> None:
+    call = make_call(CHAT, {"model": "served/m", "tools": [], "messages": USER})
+    assert IDENTITY.request(call, target())[0].body is call.body
+
+
+def test_max_completion_tokens_is_renamed_only_where_the_provider_needs_it() -> None:
+    call = make_call(OPENAI, {"model": "served/m", "messages": [], "max_completion_tokens": 7, "max_tokens": 9})
+    assert IDENTITY.request(call, target())[0].body is call.body
+    request, warnings = IDENTITY.request(call, target(repairs=frozenset({"max_completion_tokens"})))
+    assert msgspec.json.decode(request.body) == {"model": "served/m", "messages": [], "max_tokens": 7}
+    assert warnings == ("repaired:max_completion_tokens",)
+
+
+def test_a_null_max_completion_tokens_is_left_alone() -> None:
+    call = make_call(OPENAI, {"model": "served/m", "max_completion_tokens": None})
+    assert IDENTITY.request(call, target(repairs=frozenset(REPAIRS)))[0].body is call.body
+
+
+@pytest.mark.parametrize(
+    ("given_", "sent"),
+    [
+        ({}, {"temperature": 0.8, "max_tokens": 64}),
+        ({"temperature": None}, {"temperature": 0.8, "max_tokens": 64}),
+        ({"temperature": 0, "max_tokens": 1}, {"temperature": 0, "max_tokens": 1}),
+        ({"max_completion_tokens": 5}, {"max_completion_tokens": 5, "temperature": 0.8}),
+    ],
+)
+def test_defaults_fill_what_the_caller_leaves_open(given_: dict[str, Any], sent: dict[str, Any]) -> None:
+    settings_ = target(defaults={"temperature": 0.8, "max_tokens": 64})
+    body = IDENTITY.request(make_call(OPENAI, {"model": "served/m"} | given_), settings_)[0].body
+    assert msgspec.json.decode(body) == {"model": "served/m"} | sent
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"), [(None, {"top_k": 40}), ({"seed": 1}, {"seed": 1, "top_k": 40}), ([], [])]
+)
+def test_defaults_go_into_the_options_on_ollama_s_wire(options: Any, sent: Any) -> None:
+    call = make_call(GENERATE, {"model": "served/m", "prompt": "p", "options": options})
+    body = msgspec.json.decode(IDENTITY.request(call, target(defaults={"top_k": 40}))[0].body)
+    assert body["options"] == sent
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        (None, {"include_usage": True}),
+        ({"include_usage": False}, {"include_usage": True}),
+        ({"x": 1}, {"x": 1, "include_usage": True}),
+    ],
+)
+def test_a_stream_is_always_asked_for_its_usage(options: Any, sent: Any) -> None:
+    body = IDENTITY.request(openai_call("served/m", stream_options=options), target())[0].body
+    assert msgspec.json.decode(body)["stream_options"] == sent
+
+
+def test_stream_options_of_a_wrong_type_are_the_back_end_s_to_refuse() -> None:
+    call = openai_call("served/m", stream_options=[1])
+    assert IDENTITY.request(call, target())[0].body is call.body
+
+
+# --- answers: bytes ---------------------------------------------------------------------------------------------------
+
+STREAMS = [
+    (openai_call(**ASKED), VLLM_STREAM),
+    (openai_call(**ASKED), V1_STREAM),
+    (openai_call(**ASKED), VLLM_STREAM.replace(b"\n", b"\r\n")),
+    (openai_call(**ASKED), VLLM_STREAM.replace(b"\n", b"\r")),
+    (make_call(CHAT, {"model": "m", "messages": USER}), OLLAMA_STREAM),
+    (make_call(GENERATE, {"model": "m", "prompt": "p"}), OLLAMA_STREAM.replace(b"message", b"m")),
+]
+EVERYTHING = Part.CONTENT | Part.FINISH | Part.USAGE | Part.END
+
+
+@pytest.mark.parametrize(("call", "stream"), STREAMS)
+def test_a_stream_passes_byte_for_byte_at_every_cut(call: Call, stream: bytes) -> None:
+    expected = told(run(decoder(call), [stream]))
+    assert expected[0] == stream
+    assert expected[1] | Part.CONTENT == EVERYTHING
+    for place in range(len(stream)):
+        assert told(run(decoder(call), cut(stream, [place]))) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(STREAMS), st.data())
+def test_a_stream_passes_byte_for_byte_at_many_cuts(case: tuple[Call, bytes], draw: st.DataObject) -> None:
+    call, stream = case
+    places = draw.draw(st.lists(st.integers(0, len(stream)), max_size=30))
+    assert told(run(decoder(call), cut(stream, places))) == told(run(decoder(call), [stream]))
+
+
+def test_the_usage_event_is_kept_from_a_caller_who_did_not_ask() -> None:
+    for place in range(len(VLLM_STREAM)):
+        data, parts, usage = told(run(decoder(openai_call()), cut(VLLM_STREAM, [place])))
+        assert data == VLLM_STREAM.replace(sse(USAGE), b"")
+        assert (parts, usage) == (EVERYTHING, Usage(3, 2))
+
+
+def test_usage_on_an_event_with_choices_stays() -> None:
+    stream = sse(chunk({"content": "x"}, "stop", usage={"prompt_tokens": 1, "completion_tokens": 1}), "[DONE]")
+    assert told(run(decoder(openai_call()), [stream]))[0] == stream
+
+
+@pytest.mark.parametrize("name", ["cäller/«m»", 'quo"te', "m:latest"])
+def test_answers_carry_the_caller_s_spelling_of_the_model_and_differ_in_nothing_else(name: str) -> None:
+    stream = VLLM_STREAM.replace(b'"model":"m"', b'"model":"served/m"')
+    data, *_ = told(run(decoder(openai_call(name, **ASKED)), cut(stream, range(0, len(stream), 7))))
+    assert data == VLLM_STREAM.replace(b'"model":"m"', b'"model":' + msgspec.json.encode(name))
+
+
+@pytest.mark.parametrize(
+    ("raw", "rewritten"),
+    [
+        (b'{"model":"a","x":{"model":"a"}}', b'{"model":"B","x":{"model":"a"}}'),
+        (b'{"x":{"model":"a"},"model":"a"}', b'{"x":{"model":"a"},"model":"B"}'),
+        (b'{"x":["model","a"], "model" : "a" }', b'{"x":["model","a"], "model" : "B" }'),
+        (b'{"t":"\\"model\\":\\"a\\"","model":"a"}', b'{"t":"\\"model\\":\\"a\\"","model":"B"}'),
+        (b'{"t":"{\\"model\\":","model":"a"}', b'{"t":"{\\"model\\":","model":"B"}'),
+        (b'{"t\\"model":"a","model":"a"}', b'{"t\\"model":"a","model":"B"}'),
+        (b'{"object":"model","model":"\\u0061"}', b'{"object":"model","model":"B"}'),
+        (b'{"x":{"model":"a"}}', b'{"x":{"model":"a"}}'),
+    ],
+)
+def test_only_the_top_level_model_is_rewritten(raw: bytes, rewritten: bytes) -> None:
+    assert ModelEcho("B").rewrite(raw, "a") == rewritten
+
+
+# --- answers: parts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "parts"),
+    [
+        (sse(ROLE), Part.PREAMBLE),
+        (b": keep-alive\n\n", Part.PREAMBLE),
+        (sse(chunk({})), Part.PREAMBLE),
+        (sse(chunk({"content": "x"})), Part.CONTENT),
+        (sse(chunk({"reasoning": "x"})), Part.CONTENT),
+        (sse(chunk({"reasoning_content": "x"})), Part.CONTENT),
+        (sse(chunk({"refusal": "x"})), Part.CONTENT),
+        (sse(chunk({"content": None, "tool_calls": [{"index": 0}]})), Part.CONTENT),
+        (sse(chunk({"content": "x"}, "length")), Part.CONTENT | Part.FINISH),
+        (sse({"choices": [{"text": "x", "finish_reason": None}]}), Part.CONTENT),
+        (sse({"choices": [{"text": "", "finish_reason": None}], "usage": {"prompt_tokens": 0}}), Part.PREAMBLE),
+        (sse(chunk({"content": "x"}), chunk({}, "stop"), USAGE, "[DONE]"), EVERYTHING),
+    ],
+)
+def test_openai_events_are_told_apart(event: bytes, parts: Part) -> None:
+    (frame,) = decoder(openai_call(**ASKED)).feed(event)
+    assert (frame.data, frame.parts) == (event, parts)
+
+
+@pytest.mark.parametrize(
+    ("record", "parts"),
+    [
+        ({"message": {"content": "x"}, "done": False}, Part.CONTENT),
+        ({"message": {"content": "", "thinking": "x"}, "done": False}, Part.CONTENT),
+        ({"message": {"content": "", "tool_calls": [{}]}, "done": False}, Part.CONTENT),
+        ({"response": "x", "done": False}, Part.CONTENT),
+        ({"response": "", "thinking": "x", "done": False}, Part.CONTENT),
+        ({"response": "", "done": False}, Part.PREAMBLE),
+        ({"message": {"content": ""}, "done": True}, Part.FINISH | Part.END),
+        ({"response": "x", "done": True, "eval_count": 2}, EVERYTHING),
+    ],
+)
+def test_native_records_are_told_apart(record: dict[str, Any], parts: Part) -> None:
+    line = msgspec.json.encode(record) + b"\n"
+    (frame,) = decoder(make_call(CHAT, {"model": "m", "messages": USER})).feed(line)
+    assert (frame.data, frame.parts) == (line, parts)
+
+
+# --- answers: failures ------------------------------------------------------------------------------------------------
+
+NATIVE_CALL = make_call(CHAT, {"model": "m", "messages": USER})
+SAID = sse(chunk({"content": "x"}))
+LINE = b'{"message":{"content":"x"},"done":false}\n'
+
+
+@pytest.mark.parametrize(
+    ("call", "good", "bad", "kind", "text"),
+    [
+        (openai_call(), SAID, sse({"error": {"message": "dead", "code": 500}}, "[DONE]"), Kind.SERVER, "dead"),
+        (openai_call(), SAID, sse({"error": "dead"}), Kind.SERVER, "dead"),
+        (openai_call(), SAID, sse(chunk({"content": ""}, "abort")), Kind.SERVER, ""),
+        (openai_call(), SAID, sse(chunk({}, "error")), Kind.SERVER, ""),
+        (openai_call(), SAID, sse(chunk({"content": ""}) | {"model": ""}), Kind.SERVER, ""),
+        (openai_call(), SAID, sse("{no"), Kind.MALFORMED, ""),
+        (openai_call(), SAID, sse("[DONE]"), Kind.TRUNCATED, ""),
+        (openai_call(), SAID, b"", Kind.TRUNCATED, ""),
+        (openai_call(), SAID, SAID[:-9], Kind.TRUNCATED, ""),
+        (openai_call(n=2), SAID, sse(chunk({}, "stop"), "[DONE]"), Kind.TRUNCATED, ""),
+        (NATIVE_CALL, LINE, b'{"error":"runner died"}\n', Kind.SERVER, "runner died"),
+        (NATIVE_CALL, LINE, b"<html>\n", Kind.MALFORMED, ""),
+        (NATIVE_CALL, LINE, b"", Kind.TRUNCATED, ""),
+        (NATIVE_CALL, LINE, LINE[:-5], Kind.TRUNCATED, ""),
+    ],
+)
+def test_a_failure_comes_after_all_that_arrived_before_it(
+    call: Call, good: bytes, bad: bytes, kind: Kind, text: str
+) -> None:
+    together = decoder(call)
+    frames = together.feed(good + bad)
+    assert frames[0].data.startswith(good)
+    for attempt in (together.eof, together.eof):
+        with pytest.raises(AttemptFailed) as failed:
+            attempt()
+        assert (failed.value.outcome.kind, failed.value.client_text) == (kind, text)
+    assert failure(call, good, bad).outcome == failed.value.outcome
+
+
+def test_a_finished_stream_without_its_last_marker_or_terminator_counts() -> None:
+    finished = sse(chunk({"content": "x"}, "stop"))
+    assert told(run(decoder(openai_call()), [finished]))[0] == finished
+    assert told(run(decoder(openai_call()), [finished + b"data: [DONE]\n"]))[1] & Part.END
+    assert told(run(decoder(NATIVE_CALL), [OLLAMA_STREAM.rstrip()]))[1] & Part.END
+
+
+def test_n_choices_each_finish() -> None:
+    other = {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}
+    stream = sse(chunk({"content": "x"}, "stop"), other, "[DONE]")
+    assert told(run(decoder(openai_call(n=2)), [stream]))[0] == stream
+
+
+# --- whole answers ----------------------------------------------------------------------------------------------------
+
+ANSWER = (
+    b'{"id":"c","model":"m", "choices":[{"message":{"content":"x"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+)
+WHOLE = make_call(OPENAI, {"model": "m", "messages": USER})
+NATIVE_WHOLE = make_call(CHAT, {"model": "m", "messages": USER, "stream": False})
+
+
+def test_a_whole_answer_is_one_frame_and_the_same_bytes() -> None:
+    frames = run(decoder(WHOLE), cut(ANSWER, [5, 40]))
+    assert [told(frames)] == [(ANSWER, EVERYTHING, Usage(3, 2))]
+    assert len(frames) == 1
+    renamed = make_call(OPENAI, {"model": "alias", "messages": USER})
+    assert run(decoder(renamed), [ANSWER])[0].data == ANSWER.replace(b'"m"', b'"alias"')
+
+
+@pytest.mark.parametrize("reason", ["load", "unload", "stop"])
+def test_native_answers_pass_load_and_unload_too(reason: str) -> None:
+    body = b'{"model":"m","message":{"role":"assistant","content":""},"done":true,"done_reason":"%b"}' % reason.encode()
+    call = make_call(CHAT, {"model": "m"}) if reason != "stop" else NATIVE_WHOLE
+    assert told(run(decoder(call), [body])) == (body, Part.CONTENT | Part.FINISH | Part.END, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "kind", "returned"),
+    [
+        (WHOLE, b"", Kind.MALFORMED, b""),
+        (WHOLE, b"<html>", Kind.MALFORMED, b""),
+        (WHOLE, b'{"choices":[]}', Kind.MALFORMED, b""),
+        (WHOLE, b'{"error":{"message":"dead"}}', Kind.SERVER, b""),
+        (WHOLE, ANSWER.replace(b'"stop"', b'"abort"'), Kind.SERVER, b""),
+        (WHOLE, ANSWER.replace(b'"stop"', b"null"), Kind.TRUNCATED, ANSWER.replace(b'"stop"', b"null")),
+        (WHOLE, ANSWER[:-1], Kind.MALFORMED, b""),
+        (
+            NATIVE_WHOLE,
+            b'{"message":{"content":"x"},"done":false}',
+            Kind.TRUNCATED,
+            b'{"message":{"content":"x"},"done":false}',
+        ),
+        (NATIVE_WHOLE, b'{"error":"dead"}', Kind.SERVER, b""),
+        (NATIVE_WHOLE, b"", Kind.MALFORMED, b""),
+    ],
+)
+def test_a_whole_answer_that_is_none_fails(call: Call, body: bytes, kind: Kind, returned: bytes) -> None:
+    failed = failure(call, body)
+    assert (failed.outcome.kind, failed.client_body) == (kind, returned)
+
+
+def test_a_whole_answer_has_a_size_cap() -> None:
+    capped = WholeDecoder(lambda body: pytest.fail("read"), max_bytes=4)
+    capped.feed(b"1234")
+    with pytest.raises(AttemptFailed, match="oversize"):
+        capped.feed(b"5")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([openai_call(), NATIVE_CALL, WHOLE, NATIVE_WHOLE]), st.lists(st.binary(max_size=40), max_size=4))
+def test_random_bytes_fail_as_an_attempt_or_pass(call: Call, chunks: list[bytes]) -> None:
+    failure(call, *chunks, b"\n\n{")
