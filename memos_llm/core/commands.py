@@ -1,7 +1,7 @@
 """The only way flags change: a command is a pure function flags → flags, or `Refused`.
 
-CLI, admin API, plan and guard all go through these. `applied` also says what the change was, for the history;
-a rollback also carries its incident. Times are Unix seconds and are passed in.
+CLI, admin API, plan and guard all go through these. `audit` says what a change was, for the history; `incident` makes
+the record of a rollback. Times are Unix seconds and are passed in.
 """
 
 from collections.abc import Mapping
@@ -92,8 +92,7 @@ class Shift(Struct, frozen=True, kw_only=True):
     def apply(self, flags: Flags, now: float) -> Flags:
         self._check(flags)
         scopes = dict(flags.scopes)
-        if self.scope == GLOBAL:
-            scopes |= {name: _drop_share(scope) for name, scope in scopes.items() if name in self.dropped(flags)}
+        scopes |= {name: _drop_share(scopes[name]) for name in self.dropped(flags)}
         current = flags.scope(self.scope)
         before = flags.effective(self.scope)[1].share_ppm
         grown = current.epoch + (before != self.share_ppm)

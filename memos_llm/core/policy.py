@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
-from memos_llm.core.call import Operation
+from memos_llm.core.call import ModelSettings, Operation, Target
 from memos_llm.core.catalogue import Catalogue
 
 
@@ -71,6 +71,7 @@ class Policy(Struct, frozen=True, kw_only=True):
         candidate: None when there is only one provider: then nothing is split.
         fallback: the providers that may receive another provider's requests, in order.
         pins: component → provider name, for components that do not follow the share.
+        common: provider → the settings of models that the catalogue does not know.
         retries: same-target retries beyond the ones for connection errors; `backoff_s` is their first pause.
         generation: grows with every reload, so that what is derived from a policy can be kept per policy.
     """
@@ -81,6 +82,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     pins: Mapping[str, str]
     timeouts: Mapping[str, Timeouts]
     catalogue: Catalogue
+    common: Mapping[str, ModelSettings] = {}
     total_s: float = 600.0
     retries: int = 0
     backoff_s: float = 0.2
@@ -94,6 +96,10 @@ class Policy(Struct, frozen=True, kw_only=True):
             if fits and (rule.model is None or fnmatchcase(model.lower(), rule.model.lower())):
                 return rule.component
         return DEFAULT_COMPONENT
+
+    def unmapped(self, provider: str, name: str) -> Target:
+        """Where a call for a model goes that the catalogue does not know: its name stays as spelt."""
+        return Target(provider, name, self.common.get(provider, ModelSettings()))
 
     def default_model(self) -> str | None:
         """The model of library calls that name none: the only one configured."""

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Callable
 
 from memos_llm.config import Settings
 from memos_llm.gateway import server
@@ -28,8 +29,12 @@ def build_app(runtime: Runtime, health: HealthBoard) -> App:
     return App(inference, meta, health, runtime.metrics.render)
 
 
-async def serve(settings: Settings, listener: socket.socket, *, seed: bool = False) -> None:
+async def serve(
+    settings: Settings, listener: socket.socket, *, seed: bool = False, ready: Callable[[], None] = lambda: None
+) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT, then drain. `seed` fills a new store with the configured share.
+
+    `ready` is called once, when requests are taken.
 
     Raises:
         ConfigError, StoreUnreachable: before the first request is taken.
@@ -41,6 +46,7 @@ async def serve(settings: Settings, listener: socket.socket, *, seed: bool = Fal
         runtime.bus.subscribe("health", health.on_event)
         runtime.start_probing()
         uvicorn_server = server.build(build_app(runtime, health), drain_s=settings.gateway.drain_s)
+        uvicorn_server.ready = ready
         await uvicorn_server.serve(sockets=[listener])
     finally:
         await runtime.aclose()

@@ -8,7 +8,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,9 +18,15 @@ PREDRAIN_S = 0.5
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains. `draining` turns true at the first signal."""
+    """A uvicorn server that drains. `draining` turns true at the first signal; `ready` is called once it serves."""
 
     draining = False
+    ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.ready is not None and self.started:
+            self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.draining:

@@ -88,7 +88,7 @@ def _chain(
     others = (p for p in policy.fallback if p != assigned and (p != policy.candidate or candidate_allowed))
     providers = (assigned, *others)
     if model is None:
-        yield Target(assigned, call.model)
+        yield policy.unmapped(assigned, call.model)
         return
     yield from _distinct(candidate.target(provider) for candidate in _models(model, policy) for provider in providers)
 

@@ -219,17 +219,20 @@ async def test_racing_commands_are_all_applied_in_one_line_of_revisions() -> Non
 async def test_a_reading_that_was_overtaken_does_not_bring_older_flags_back() -> None:
     store = Switch()
     async with process(store, seed_ppm=0) as p:
-        second = shift(200_000).apply(p.live.current(), 1.0)
-        third = shift(300_000).apply(second, 1.0)
+        older = shift(100_000).apply(p.live.current(), 1.0)
+        old = shift(200_000).apply(older, 1.0)
+        new = shift(300_000).apply(old, 1.0)
+        await put(store.inner, older)
+        await until(lambda: p.live.current() == older)  # it watches now
         store.gate.clear()
-        await put(store.inner, second)
+        await put(store.inner, old)
         late = asyncio.create_task(p.live.submit(shift(100_000, "analysis"), HUMAN))
-        await until(lambda: p.live.current() == second)
-        await put(store.inner, third)
-        await until(lambda: p.live.current() == third)
+        await until(lambda: p.live.current() == old)
+        await put(store.inner, new)
+        await until(lambda: p.live.current() == new)
         store.gate.set()
-        assert (await late).revision == 4
-        assert p.revisions == [1, 2, 3, 4]
+        assert (await late).revision == 5
+        assert p.revisions == [1, 2, 3, 4, 5]
 
 
 async def test_endless_conflicts_are_refused_in_the_end_but_never_a_rollback() -> None:

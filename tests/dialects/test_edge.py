@@ -56,7 +56,7 @@ def test_stream_defaults_are_the_wire_s_own(wire: Wire, default: bool) -> None:
         (CHAT, '{"keep_alive":1,"model":"a","\u212aeep_alive":2}'.encode(), "twice"),
         (CHAT, '{"messages":[],"model":"a","me\u017fsages":2}'.encode(), "twice"),
         (OPENAI, b'{"model":"a","Model":"b"}', "twice"),
-        (OPENAI, b'{"x":{"model":"q"},"model":"a","x":{"model":"q"}}', "twice"),
+        (CHAT, b'{"x":{"model":"q"},"model":"a","x":{"model":"q"}}', "twice"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused_in_words(wire: Wire, body: bytes, words: str) -> None:

@@ -124,6 +124,16 @@ async def test_refuse_closes_the_port_and_it_comes_back(engine: str) -> None:
         assert (await chat(emu, path)).status == 200
 
 
+async def test_it_can_start_refused() -> None:
+    async with started("vllm", faults=["refuse"]) as emu:
+        with pytest.raises(ConnectionRefusedError):
+            await chat(emu, "/v1/chat/completions")
+        emu.faults.clear()
+        emu.faults.set("refuse")  # at once, before the port could open again
+        await asyncio.sleep(0.01)
+        assert not emu.listening
+
+
 async def test_refuse_with_a_count_resets_the_next_connections() -> None:
     async with started("vllm") as emu:
         emu.faults.set("refuse:count=1")
@@ -380,6 +390,30 @@ async def test_runner_crash_before_the_first_record_keeps_its_status() -> None:
         assert (got.status, got.headers["content-type"]) == (500, "application/json")
         assert got.headers["transfer-encoding"] == "chunked"
         assert got.json == {"error": "an error was encountered while running the model: unexpected EOF"}
+
+
+@pytest.mark.parametrize("spec", ["status:code=500", "error_mid_stream:after=0"])
+async def test_error_before_the_first_native_record_is_chunked_without_charset(spec: str) -> None:
+    async with OllamaEmulator(faults=[spec]) as emu:
+        got = await chat(emu, "/api/chat")
+        assert (got.status, got.headers["content-type"]) == (500, "application/json")
+        assert got.headers["transfer-encoding"] == "chunked"
+        whole = await chat(emu, "/api/chat", stream=False)
+        assert (whole.status, whole.headers["content-type"]) == (500, "application/json; charset=utf-8")
+
+
+async def test_load_queue_of_one_refuses_the_third_request() -> None:
+    async with OllamaEmulator(load_s=60.0, max_queue=1) as emu:
+        waiting = []
+        for number in (1, 2):
+            waiting.append(asyncio.create_task(chat(emu, "/api/chat")))
+            await until(lambda n=number: emu.counters.in_flight == n)
+        third = await chat(emu, "/api/chat")
+        assert third.status == 503
+        assert third.json == {"error": "server busy, please try again.  maximum pending requests exceeded"}
+        for task in waiting:
+            task.cancel()
+        await until(lambda: emu.counters.aborted == 2)
 
 
 # -- vLLM's own

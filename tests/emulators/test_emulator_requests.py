@@ -13,7 +13,7 @@ from emulator_wire import SCHEMA, WEATHER_TOOL, Answered, ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memos_llm.emulators import OllamaEmulator, VllmEmulator, golang, ollama_requests, vllm_requests
+from memos_llm.emulators import OllamaEmulator, OllamaModel, VllmEmulator, golang, ollama_requests, vllm_requests
 from memos_llm.emulators.ollama_requests import Refusal
 from memos_llm.emulators.vllm_requests import Rejection
 
@@ -123,7 +123,7 @@ def changed(body: Any, at: tuple[Any, ...], value: Any) -> Any:
     ],
 )
 async def test_any_one_odd_value_is_answered_or_refused_in_json(engine: str, path: str, body: Any) -> None:
-    model = ollama_requests.OllamaModel("m", ("completion", "tools", "thinking", "vision", "insert"))
+    model = OllamaModel("m", ("completion", "tools", "thinking", "vision", "insert"))
     emulator = OllamaEmulator(models=[model]) if engine == "ollama" else VllmEmulator(models=["m"], vision=True)
     async with emulator as emu:
         assert (await ask(emu.url, "POST", path, body)).status == 200

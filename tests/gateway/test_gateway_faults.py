@@ -14,7 +14,7 @@ from memos_llm.core.outcome import OUTCOMES, Kind
 
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 
-CASES = {  # dialect, streaming → path, body
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # dialect, streaming → path, body
     "openai stream": ("/v1/chat/completions", {"model": "qwen3:8b", "messages": MESSAGES, "stream": True}),
     "openai whole": ("/v1/chat/completions", {"model": "qwen3:8b", "messages": MESSAGES}),
     "chat stream": ("/api/chat", {"model": "qwen3:8b", "messages": MESSAGES}),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ POLICY = Policy(
     timeouts={"ollama": Timeouts(), "vllm": Timeouts()},
     catalogue=Catalogue([Model("q", {"ollama": ProviderModel("q"), "vllm": ProviderModel("Q")})]),
 )
-NAMES = {  # the ways in which a conversation names itself → what its request looks like
+Way = Callable[[str], tuple[str, dict[bytes, bytes], dict[str, Any]]]
+NAMES: dict[str, Way] = {  # the ways in which a conversation names itself → what its request looks like
     "header": lambda name: ("/v1/chat/completions", {b"x-memos-session": name.encode()}, {}),
     "path": lambda name: (f"/c/synthesis/s/{name}/v1/chat/completions", {}, {}),
     "body metadata": lambda name: ("/v1/chat/completions", {}, {"metadata": {"session": name}}),

@@ -319,7 +319,7 @@ def subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 
 def test_every_exception_of_aiohttp_is_mapped() -> None:
-    ours = {c.__name__ for c in subclasses(Exception) if c.__module__ == aiohttp.ClientError.__module__}
+    ours = {c.__name__ for c in subclasses(aiohttp.ClientError) if "aiohttp." in c.__module__}
     assert len(ours) > 20
     assert ours - set(FAULTS) == set()
 

@@ -6,7 +6,7 @@ import pytest
 
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import AttemptEnded, BreakerChanged, Bus
-from memos_llm.core.outcome import OK, Kind, Outcome
+from memos_llm.core.outcome import MODEL_NOT_FOUND, OK, Kind, Outcome
 from memos_llm.core.policy import Endpoint
 from memos_llm.providers.breaker import BreakerLimits
 from memos_llm.providers.endpoints import Pool
@@ -45,6 +45,9 @@ class Setup:
         for _ in range(times):
             self.bus.emit(event)
 
+    def refusal(self, model: str) -> str | None:
+        return self.pool.refusal(self.pool.serving(model))
+
     def picks(self, count: int, model: str = "m") -> list[str]:
         return [self.pool.pick(model).url for _ in range(count)]
 
@@ -66,8 +69,11 @@ def test_the_one_with_the_fewest_in_flight_is_next() -> None:
 def test_a_configured_list_is_binding() -> None:
     setup = Setup(Endpoint(A, ("one",)), Endpoint(B, ("two",)))
     assert setup.picks(2, "one") == [A, A]
-    assert setup.pool.offers("two")
-    assert not setup.pool.offers("three")
+    assert [state.url for state in setup.pool.serving("two")] == [B]
+    assert setup.pool.serving("three") == ()
+    with pytest.raises(AttemptFailed) as caught:
+        setup.pool.pick("three")
+    assert caught.value.outcome == Outcome(kind=Kind.CONFIG, code=MODEL_NOT_FOUND)
 
 
 def test_names_are_compared_as_the_back_end_does() -> None:
@@ -76,7 +82,7 @@ def test_names_are_compared_as_the_back_end_does() -> None:
 
 def test_what_is_not_known_is_tried() -> None:
     setup = Setup()
-    assert setup.pool.refusal("never heard of") is None
+    assert setup.refusal("never heard of") is None
     setup.pool.learn(setup.pool.find(A), ["other"])
     assert setup.picks(2) == [B, B]
     setup.pool.learn(setup.pool.find(B), ["another"])
@@ -94,7 +100,7 @@ def test_what_is_discovered_is_used() -> None:
 def test_names_of_callers_do_not_pile_up() -> None:
     setup = Setup()
     for n in range(3_000):
-        setup.pool.refusal(f"made up {n}")
+        setup.refusal(f"made up {n}")
     assert len(setup.pool._serving) <= 1_000
 
 
@@ -102,22 +108,22 @@ def test_one_that_is_down_is_avoided() -> None:
     setup = Setup()
     setup.pool.find(A).up = False
     assert setup.picks(3) == [B, B, B]
-    assert setup.pool.refusal("m") is None
+    assert setup.refusal("m") is None
 
 
 def test_all_down_is_refused_and_still_tried_if_asked() -> None:
     setup = Setup()
     for state in setup.pool:
         state.up = False
-    assert setup.pool.refusal("m") == "down"
+    assert setup.refusal("m") == "down"
     assert setup.picks(1) == [A]
 
 
 def test_a_provider_is_down_for_a_model_whose_only_endpoint_is() -> None:
     setup = Setup(Endpoint(A, ("one",)), Endpoint(B, ("two",)))
     setup.pool.find(A).up = False
-    assert setup.pool.refusal("one") == "down"
-    assert setup.pool.refusal("two") is None
+    assert setup.refusal("one") == "down"
+    assert setup.refusal("two") is None
 
 
 def test_failures_on_the_bus_open_one_endpoints_breaker() -> None:
@@ -125,7 +131,7 @@ def test_failures_on_the_bus_open_one_endpoints_breaker() -> None:
     setup.ended(A, FAILED, times=5)
     assert setup.heard.of(BreakerChanged) == [BreakerChanged(provider="p", endpoint=A, state="open")]
     assert setup.picks(3) == [B, B, B]
-    assert setup.pool.refusal("m") is None
+    assert setup.refusal("m") is None
 
 
 @pytest.mark.parametrize("kind", [Kind.SATURATED, Kind.CONFIG, Kind.CLIENT, Kind.INCOMPATIBLE, Kind.CANCELLED])
@@ -151,7 +157,7 @@ def test_all_open_is_refused_and_says_when_to_come_back() -> None:
     setup.ended(A, FAILED, times=5)
     setup.clock.advance(2.0)
     setup.ended(B, FAILED, times=5)
-    assert setup.pool.refusal("m") == "breaker-open"
+    assert setup.refusal("m") == "breaker-open"
     with pytest.raises(AttemptFailed) as caught:
         setup.pool.pick("m")
     assert caught.value.outcome == Outcome(kind=Kind.SATURATED, code="breaker-open", retry_after_s=3.0)
@@ -161,12 +167,12 @@ def test_a_half_open_endpoint_takes_its_trials_and_closes() -> None:
     setup = Setup(Endpoint(A))
     setup.ended(A, FAILED, times=5)
     setup.clock.advance(5.0)
-    assert setup.pool.refusal("m") is None
+    assert setup.refusal("m") is None
     trial = setup.pool.pick("m").begin()
-    assert setup.pool.refusal("m") == "breaker-open"
+    assert setup.refusal("m") == "breaker-open"
     trial.end()
     for _ in range(3):
-        assert setup.pool.refusal("m") is None
+        assert setup.refusal("m") is None
         setup.ended(A, OK)
     assert [e.state for e in setup.heard.of(BreakerChanged)] == ["open", "half_open", "closed"]
     assert setup.pool.find(A).breaker.trials == 0

@@ -12,7 +12,7 @@ from memos_llm.core.errors import AttemptFailed, ConfigError
 from memos_llm.core.events import AttemptEnded, Bus
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.policy import Endpoint, ProviderSpec
-from memos_llm.providers import AiohttpClient, open_transport
+from memos_llm.providers import KINDS, AiohttpClient, open_transport
 from memos_llm.providers import http as module
 from memos_llm.providers.http import HttpTransport
 
@@ -85,6 +85,34 @@ def test_vllm_is_not_offered_what_it_lacks(client: AiohttpClient) -> None:
 async def test_a_wire_that_it_does_not_speak_is_a_fault_of_configuration(client: AiohttpClient) -> None:
     failed = await failure(transport_to(client, "http://a"), WireRequest("r", Wire.OLLAMA_CHAT, "m", b"", False))
     assert failed.outcome == Outcome(kind=Kind.CONFIG, code="wire")
+
+
+PATHS = [
+    ("ollama", Wire.OLLAMA_CHAT, "/api/chat"),
+    ("ollama", Wire.OLLAMA_GENERATE, "/api/generate"),
+    ("ollama", Wire.OPENAI_CHAT, "/v1/chat/completions"),
+    ("ollama", Wire.OPENAI_COMPLETION, "/v1/completions"),
+    ("vllm", Wire.OPENAI_CHAT, "/v1/chat/completions"),
+    ("vllm", Wire.OPENAI_COMPLETION, "/v1/completions"),
+]
+
+
+def test_the_paths_are_all_there() -> None:
+    assert [(kind, wire, path) for kind, profile in KINDS.items() for wire, path in profile.paths.items()] == PATHS
+
+
+@pytest.mark.parametrize(("kind", "wire", "path"), PATHS)
+async def test_a_wire_has_its_path(client: AiohttpClient, kind: str, wire: Wire, path: str) -> None:
+    lines: list[str] = []
+
+    async def play(connection: Connection) -> None:
+        lines.append((await connection.request())[0].partition("\r\n")[0])
+        await connection.answer(b"{}")
+
+    async with RawServer(play) as server:
+        reply = await transport_to(client, server.url, kind=kind).open(WireRequest("r", wire, "m", b"{}", False))
+        await reply.aclose()
+    assert lines == [f"POST {path} HTTP/1.1"]
 
 
 async def test_the_key_goes_out_and_shows_nowhere(client: AiohttpClient) -> None:

@@ -1,0 +1,6 @@
+"""What the product costs: CPU time per unit of work, against a bare pass-through, interleaved in one run.
+
+`run` drives rounds; `subjects` are the processes that are measured and `upstream` is what they call; `load` is the
+client; `results` turns samples into figures, a table and a verdict. Absolute figures are this machine's of this
+minute: only ratios within one run are judged. Entry: `scripts/bench`. Linux only (CPU clocks of other processes).
+"""

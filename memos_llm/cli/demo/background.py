@@ -1,0 +1,52 @@
+"""Tasks that go on beside the story; the first of them that fails ends it."""
+
+import asyncio
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Background:
+    """An async context manager: leaving it cancels what still runs."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _end(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Begin; one that returns is simply over."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        return task
+
+    async def during(self, story: Coroutine[Any, Any, T]) -> T:
+        """The story's result.
+
+        Raises:
+            what the story, or a task beside it, raises first.
+        """
+        main = asyncio.create_task(story)
+        try:
+            while not main.done():
+                done, _ = await asyncio.wait({main, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & self._tasks:
+                    self._tasks.discard(task)
+                    task.result()
+            return main.result()
+        finally:
+            await _end({main})
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

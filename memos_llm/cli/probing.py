@@ -1,0 +1,86 @@
+"""How the providers are right now: every endpoint asked at once, each on its own, none longer than the limit."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from memos_llm.core.catalogue import canonical
+from memos_llm.core.events import Bus
+from memos_llm.core.policy import Endpoint, Policy, ProviderSpec
+from memos_llm.core.ports import BackendClient
+from memos_llm.providers import KINDS, open_transport
+from memos_llm.providers.client import AiohttpClient
+
+LIMIT_S = 3.0
+
+
+class EndpointHealth(Struct, frozen=True, kw_only=True):
+    """One endpoint. `models` is None when it did not say; `latency_s` is the whole probe's."""
+
+    url: str
+    up: bool
+    detail: str
+    models: tuple[str, ...] | None
+    version: str
+    latency_s: float
+
+    def serves(self, name: str) -> bool:
+        """Whether it may have a model; one that was not asked may."""
+        return self.up and (self.models is None or canonical(name) in {canonical(model) for model in self.models})
+
+
+Health = Mapping[str, tuple[EndpointHealth, ...]]
+
+
+async def probe_all(specs: Iterable[ProviderSpec], limit_s: float = LIMIT_S) -> Health:
+    """Provider → its endpoints, in the configuration's order. Never raises for a server's sake."""
+    specs = tuple(specs)
+    client = AiohttpClient()
+    try:
+        found = await asyncio.gather(*(_provider(spec, client, limit_s) for spec in specs))
+    finally:
+        await client.aclose()
+    return {spec.name: health for spec, health in zip(specs, found, strict=True)}
+
+
+async def _provider(spec: ProviderSpec, client: BackendClient, limit_s: float) -> tuple[EndpointHealth, ...]:
+    if spec.kind not in KINDS:  # not spoken to over HTTP by us: there is nothing to probe
+        return ()
+    return tuple(await asyncio.gather(*(_endpoint(spec, one, client, limit_s) for one in spec.endpoints)))
+
+
+async def _endpoint(spec: ProviderSpec, endpoint: Endpoint, client: BackendClient, limit_s: float) -> EndpointHealth:
+    transport = open_transport(replace(spec, endpoints=(endpoint,)), client, Bus(), clock=time.monotonic)
+    started = time.monotonic()
+    up, detail, models, version = False, f"no answer in {limit_s:g} s", None, ""
+    try:
+        async with asyncio.timeout(limit_s):
+            for ended in await transport.probe():
+                up, detail, models, version = ended.up, ended.detail, ended.models, ended.version
+    except TimeoutError:
+        pass
+    finally:
+        await transport.aclose()
+    return EndpointHealth(
+        url=endpoint.url,
+        up=up,
+        detail=detail,
+        models=models if models is not None else endpoint.models or None,
+        version=version,
+        latency_s=time.monotonic() - started,
+    )
+
+
+def ills(provider: str, health: Sequence[EndpointHealth], policy: Policy) -> list[str]:
+    """What keeps a provider from being healthy, in words: no endpoint is up, or a mapped model has none that is."""
+    if not any(endpoint.up for endpoint in health):
+        return [f"{endpoint.url} is down ({endpoint.detail})" for endpoint in health] or ["it has no endpoint"]
+    targets = (model.target(provider) for model in policy.catalogue.models.values())
+    return [
+        f"no endpoint that is up serves {target.model}"
+        for target in targets
+        if target is not None and not any(endpoint.serves(target.model) for endpoint in health)
+    ]

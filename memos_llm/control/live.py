@@ -1,0 +1,367 @@
+"""The driver of this process's flags: reads, watches and writes the store; decides nothing (`control.adopt` does).
+
+Four tasks: `follow` adopts what is published, `publish` brings cuts to the store, `beat` tells the fleet which revision
+is in force here, `keep` writes the last-good file. All state is one immutable `View`, replaced on the event loop only,
+so no lock guards it. A store that fails is waited for, with growing pauses; meanwhile the last flags stay in force.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from memos_llm.control import last_good as last_good_file
+from memos_llm.control.adopt import Cut, Verdict, View, adopt, blank, judge, owed, permit, settled, with_cut
+from memos_llm.control.confirm import Confirmation, confirm
+from memos_llm.core.commands import Actor, Audit, Command, Rollback, audit, incident
+from memos_llm.core.errors import LLMError, Refused, StoreUnreachable
+from memos_llm.core.events import Bus, FlagsChanged, InternalError, StoreState
+from memos_llm.core.flags import GLOBAL, Flags, format_share
+from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
+
+PART = "control"
+TRIES = 40  # of a command that always finds somebody else faster; a rollback has no such limit
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # before a store that failed is asked again
+
+
+class Live:
+    """`core.ports.LiveFlags` over a store. All methods belong to the event loop that `start` ran on.
+
+    Args:
+        store: shared or own; closed by `aclose` only if `owns_store`.
+        instance_id, kind, ephemeral: how this process appears among the instances (nobody waits for an ephemeral one).
+        last_good: the file for a start without the store; None for none.
+        seed: makes the first flags of a new store. Without it a new store stays as it is, and share 0 is in force.
+        clock: wall clock, Unix seconds.
+        heartbeat_s: seconds between heartbeats.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        bus: Bus,
+        *,
+        instance_id: str,
+        kind: str,
+        ephemeral: bool = False,
+        last_good: Path | None = None,
+        seed: Callable[[], Flags] | None = None,
+        clock: Clock = time.time,
+        heartbeat_s: float = 1.0,
+        owns_store: bool = False,
+    ) -> None:
+        self._store, self._bus, self._clock = store, bus, clock
+        self._instance = Instance(id=instance_id, kind=kind, revision=0, at=0.0, ephemeral=ephemeral)
+        self._last_good, self._seed = last_good, seed
+        self._heartbeat_s, self._owns_store = heartbeat_s, owns_store
+        self._view = View(blank())
+        self._current = self._view.published
+        self._state: StoreState | None = None
+        self._paid: tuple[Cut, ...] = ()  # what `publish` has brought to the store
+        self._kept = self._view  # what `keep` has written
+        self._saving = threading.Lock()
+        self._wake_publish, self._wake_beat, self._wake_keep = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._submitting = asyncio.Lock()  # our own commands in turn: they would only conflict with each other
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._closed = False
+
+    @property
+    def store_state(self) -> StoreState:
+        """How the store looks from here, for `status`."""
+        return self._state or StoreState(reachable=False, detail="not asked yet")
+
+    async def start(self) -> None:
+        """Have flags in force, from the store, else from the last-good file, else baseline only; keep them fresh."""
+        self._view = self._kept = last_good_file.read(self._last_good)
+        before = self._current = self._view.in_force()
+        try:
+            await self._sync()
+            await self._beat()
+        except StoreUnreachable as error:
+            self._lost(error)
+        if self._current is before:
+            self._bus.emit(FlagsChanged(flags=before))
+        steps = [self._follow, self._publish, self._beat_when_due]
+        if self._last_good is not None:
+            steps.append(self._keep)
+        self._tasks = tuple(
+            asyncio.create_task(self._forever(step), name=f"memos_llm {PART} {step.__name__.strip('_')}")
+            for step in steps
+        )
+
+    def current(self) -> Flags:
+        return self._current
+
+    def cut(self, rollback: Command) -> None:
+        self._cut(Cut(rollback, self._clock(), Actor(self._instance.id, "guard")))
+
+    async def submit(self, command: Command, actor: Actor) -> Flags:
+        """As the port says; the new flags are in force here when this returns.
+
+        Raises:
+            Refused: by the command, by who asks, by a regressed store, or after too many conflicts in a row.
+            StoreUnreachable: nothing was changed, as far as can be known.
+        """
+        tries = itertools.count() if isinstance(command, Rollback) else range(TRIES)
+        async with self._submitting:
+            try:
+                for attempt in tries:
+                    with contextlib.suppress(Conflict):
+                        return await self._submit_once(command, actor)
+                    await asyncio.sleep(random.uniform(0, 0.001 * 2 ** min(attempt, 4)))
+            except StoreUnreachable as error:
+                self._lost(error)
+                raise
+        raise Refused(f"the flags changed {TRIES} times under this {command.name}: try again when fewer change them")
+
+    async def confirm(self, revision: int, timeout_s: float = 10.0) -> Confirmation:
+        """Wait for the fleet to follow `revision`.
+
+        Raises:
+            StoreUnreachable
+        """
+        return await confirm(self._store, revision, timeout_s)
+
+    async def aclose(self) -> None:
+        """Publish what is owed if the store lets us, write the last-good file, deregister."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(LLMError):
+            await self._pay(owed(self._view))
+        with contextlib.suppress(OSError):
+            await self._save()
+        with contextlib.suppress(StoreUnreachable):
+            await self._store.leave(self._instance.id)
+        if self._owns_store:
+            await self._store.aclose()
+
+    # What is in force here
+
+    def _put(self, view: View) -> None:
+        """Replace the view; tell when requests see something new."""
+        before, self._view = self._view, view
+        if view.published is before.published and view.cuts == before.cuts:
+            return
+        self._current = view.in_force()
+        self._wake_beat.set()
+        self._wake_keep.set()
+        self._bus.emit(FlagsChanged(flags=self._current))
+
+    def _cut(self, cut: Cut) -> None:
+        self._put(with_cut(self._view, cut))
+        self._wake_publish.set()
+
+    def _adopt(self, flags: Flags) -> None:
+        """Of two readings that overtook each other the newer stays."""
+        if self._view.fault or flags.revision > self._view.published.revision:
+            self._put(adopt(self._view, flags))
+
+    def _observe(self, known: Flags, read: Flags | None) -> None:
+        """Judge what the store said against what was in force before it was asked."""
+        judgement = judge(known, read)
+        if judgement.verdict is Verdict.REGRESSED:
+            self._regressed(judgement.why)
+            return
+        if judgement.verdict is Verdict.ADOPT and read is not None:
+            self._adopt(read)
+        elif self._view.fault:
+            self._put(replace(self._view, fault=""))
+        self._found()
+
+    def _regressed(self, why: str) -> None:
+        if self._view.fault != why:
+            self._put(replace(self._view, fault=why))
+            self._wake_beat.set()
+            self._wake_publish.set()
+        self._found()
+
+    # What is said of the store
+
+    def _found(self) -> None:
+        fault = self._view.fault
+        self._say(StoreState(reachable=True, regressed=bool(fault), detail=_regressed_text(fault) if fault else ""))
+
+    def _lost(self, error: StoreUnreachable) -> None:
+        self._say(StoreState(reachable=False, regressed=bool(self._view.fault), detail=error.message))
+
+    def _say(self, state: StoreState) -> None:
+        if state != self._state:
+            self._state = state
+            self._bus.emit(state)
+
+    # Reading
+
+    async def _sync(self) -> None:
+        """Read the store once; a new one is seeded if we may."""
+        known = self._view.published
+        read = await self._store.load()
+        if read is None and known.revision == 0 and self._seed is not None:
+            read = await self._plant(self._seed())
+        self._observe(known, read)
+
+    async def _plant(self, flags: Flags) -> Flags | None:
+        share = format_share(flags.share_ppm(GLOBAL))
+        entry = Audit(
+            revision=flags.revision,
+            at=self._clock(),
+            actor=self._instance.id,
+            command="seed",
+            scope=GLOBAL,
+            provider="",
+            share_before=0.0,
+            share_after=share,
+        )
+        try:
+            await self._store.commit(0, flags, entry)
+        except Conflict:  # somebody else was first
+            return await self._store.load()
+        return flags
+
+    async def _follow(self) -> None:
+        """Subscribe first and read then, so that nothing falls between."""
+        watch = self._store.watch()
+        await self._sync()
+        async for flags in watch:
+            known = self._view.published
+            if judge(known, flags).verdict is Verdict.REGRESSED:
+                await self._sync()  # or it is only older than what we committed ourselves: ask again
+            else:
+                self._observe(known, flags)
+        raise StoreUnreachable("the store was closed")
+
+    # Writing
+
+    async def _submit_once(self, command: Command, actor: Actor) -> Flags:
+        known = self._view.published
+        read = await self._store.load()
+        self._observe(known, read)
+        if self._view.fault:
+            return await self._submit_regressed(command, actor)
+        return await self._commit(command, actor, read if read is not None else _founding())
+
+    async def _submit_regressed(self, command: Command, actor: Actor) -> Flags:
+        if not isinstance(command, Rollback):
+            raise Refused(f"{self.store_state.detail}; until then only a rollback is accepted")
+        self._cut(Cut(command, self._clock(), actor))
+        await self._pay(owed(self._view))
+        return self._current
+
+    async def _commit(self, command: Command, actor: Actor, before: Flags) -> Flags:
+        now = self._clock()
+        after = command.apply(before, now)
+        permit(before, after, actor)
+        record = incident(command, before, after, actor, now)
+        await self._store.commit(before.revision, after, audit(command, before, after, actor, now), record)
+        if not self._view.fault:
+            self._adopt(after)
+        return after
+
+    async def _publish(self) -> None:
+        debts = owed(self._view)
+        if debts == self._paid:
+            await _woken(self._wake_publish)
+            return
+        for pause_s in _pauses_s():
+            if await self._pay(debts):
+                self._paid = debts
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _pay(self, debts: tuple[Cut, ...]) -> bool:
+        """Bring cuts to the store; False when it has no flags yet that could be latched."""
+        return all([await self._pay_one(cut) for cut in debts])
+
+    async def _pay_one(self, cut: Cut) -> bool:
+        while True:
+            known = self._view.published
+            read = await self._store.load()
+            self._observe(known, read)
+            if read is None:
+                return False
+            if settled(cut, read):
+                return True
+            with contextlib.suppress(Conflict):
+                await self._commit(cut.command, cut.actor, read)
+                return True
+            await asyncio.sleep(random.uniform(0, 0.01))  # somebody was faster: at once again, so that nobody beats it
+
+    # Telling
+
+    async def _beat_when_due(self) -> None:
+        await _woken(self._wake_beat, self._heartbeat_s)
+        await self._beat()
+
+    async def _beat(self) -> None:
+        """A process whose store has regressed follows no revision of it."""
+        revision = 0 if self._view.fault else self._view.published.revision
+        await self._store.heartbeat(replace(self._instance, revision=revision))
+        self._found()
+
+    async def _keep(self) -> None:
+        if self._kept is self._view:
+            await _woken(self._wake_keep)
+        await self._save()
+
+    async def _save(self) -> None:
+        if self._last_good is not None:
+            await asyncio.to_thread(self._write, self._last_good)
+
+    def _write(self, path: Path) -> None:
+        with self._saving:  # a writer that was cancelled may still be at it; the last one writes the newest
+            view = self._view
+            if view is not self._kept:
+                last_good_file.write(path, view)
+                self._kept = view
+
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Run a step again and again. What it raises ends here: it never reaches a request."""
+        loop = asyncio.get_running_loop()
+        pauses_s = _pauses_s()
+        while True:
+            started_s = loop.time()
+            try:
+                await step()
+            except StoreUnreachable as error:
+                self._lost(error)
+            except Exception as error:  # noqa: BLE001 - told, then tried again; the flags in force stay in force
+                self._bus.emit(InternalError(part=PART, error=type(error).__name__))
+            else:
+                pauses_s = _pauses_s()
+                continue
+            if loop.time() - started_s > LONGEST_PAUSE_S:  # it had worked
+                pauses_s = _pauses_s()
+            await asyncio.sleep(next(pauses_s))
+
+
+def _founding() -> Flags:
+    """The base of a command that is the first ever on a store: share 0, its own installation and salt."""
+    return replace(blank(), installation=secrets.token_hex(8), salt=secrets.token_hex(16))
+
+
+def _regressed_text(fault: str) -> str:
+    return f"the store has regressed: {fault}; the last good flags stay in force here until `llmctl store adopt`"
+
+
+def _pauses_s() -> Iterator[float]:
+    """Growing, jittered (so that a fleet does not come back in step), without end."""
+    for step in itertools.count():
+        yield random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(step, 10))
+
+
+async def _woken(event: asyncio.Event, timeout_s: float | None = None) -> None:
+    """Wait for an event, no longer than `timeout_s`, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    event.clear()

@@ -1,0 +1,136 @@
+"""The two drivers behind every `Decoder`: for a stream, and for a whole answer.
+
+A `Reader` knows one wire; the drivers know when its findings may leave. What came before a failure is delivered first:
+the failure waits for the next call.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from memos_llm.core.call import Frame, Part, Usage
+from memos_llm.core.errors import AttemptFailed
+from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.dialects.framing import OVERSIZE, Event, Framer
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+PARTS = tuple(Part(bits) for bits in range(16))
+"""Flags by their bits: an index is several times faster than building the flag."""
+
+CONTENT, FINISH, USAGE, END = 1, 2, 4, 8
+
+WHOLE = CONTENT | FINISH | END
+
+
+class Reader(Protocol):
+    """What one wire's events mean, for one answer."""
+
+    def read(self, event: Event) -> Frame | None:
+        """Raises:
+        AttemptFailed: the event is an error, or none of this wire.
+        """
+        ...
+
+    def finish(self) -> Frame | None:
+        """At the end of the bytes.
+
+        Raises:
+            AttemptFailed: `truncated`.
+        """
+        ...
+
+
+class StreamDecoder:
+    """Frames of a stream, as soon as their bytes are there; the frames of one `feed` are joined."""
+
+    def __init__(self, framer: Framer, reader: Reader) -> None:
+        self._framer = framer
+        self._reader = reader
+        self._failure: AttemptFailed | None = None
+
+    def feed(self, chunk: bytes) -> Sequence[Frame]:
+        if self._failure is not None:
+            raise self._failure
+        frames: list[Frame] = []
+        try:
+            for event in self._framer.feed(chunk):
+                frame = self._reader.read(event)
+                if frame is not None:
+                    frames.append(frame)
+        except AttemptFailed as failure:
+            self._failure = failure
+            if not frames:
+                raise
+        return frames if len(frames) < 2 else [joined(frames)]
+
+    def eof(self) -> Sequence[Frame]:
+        if self._failure is not None:
+            raise self._failure
+        frames = [self._rest(event) for event in self._framer.close()]
+        frames.append(self._reader.finish())
+        return [frame for frame in frames if frame is not None]
+
+    def _rest(self, event: Event) -> Frame | None:
+        """An event without its terminator counts if it is whole, otherwise the stream was cut."""
+        try:
+            return self._reader.read(event)
+        except AttemptFailed as failure:
+            if failure.outcome.kind is Kind.MALFORMED:
+                raise truncated() from failure
+            raise
+
+
+class WholeDecoder:
+    """A non-streaming answer: gathered, then read at once."""
+
+    def __init__(self, read: Callable[[bytes], Frame], max_bytes: int = MAX_ANSWER_BYTES) -> None:
+        self._read = read
+        self._buffer = bytearray()
+        self._cap = max_bytes
+
+    def feed(self, chunk: bytes) -> Sequence[Frame]:
+        if len(self._buffer) + len(chunk) > self._cap:
+            raise AttemptFailed(OVERSIZE)
+        self._buffer += chunk
+        return ()
+
+    def eof(self) -> Sequence[Frame]:
+        return (self._read(bytes(self._buffer)),)
+
+
+def joined(frames: Sequence[Frame]) -> Frame:
+    bits, usage = 0, None
+    for frame in frames:
+        bits |= frame.parts.value
+        usage = frame.usage or usage
+    return Frame(b"".join(frame.data for frame in frames), PARTS[bits], usage)
+
+
+# --- how an answer can fail -------------------------------------------------------------------------------------------
+
+
+def malformed(code: str) -> AttemptFailed:
+    return AttemptFailed(Outcome(kind=Kind.MALFORMED, code=code))
+
+
+def truncated(body: bytes = b"") -> AttemptFailed:
+    """No terminal marker; `body` is the back end's answer, if the caller may have it as it is."""
+    return AttemptFailed(Outcome(kind=Kind.TRUNCATED, code="no-finish"), client_body=body)
+
+
+def failed(error: object, code: str = "stream-error") -> AttemptFailed:
+    """The back end itself said that it failed, under status 200."""
+    return AttemptFailed(Outcome(kind=Kind.SERVER, status=200, code=code), client_text=error_text(error))
+
+
+def error_text(error: object) -> str:
+    """The words of an error in any of its spellings: a string, or an object with a message."""
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
+
+
+def counted(input_tokens: float | None, output_tokens: float | None) -> Usage | None:
+    """None when the back end reported nothing (a count of zero is left out by Ollama)."""
+    if not input_tokens and not output_tokens:
+        return None
+    return Usage(int(input_tokens or 0), int(output_tokens or 0))

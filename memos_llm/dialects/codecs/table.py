@@ -1,0 +1,49 @@
+"""Which codec carries a call to a target: the same wire if the target speaks it, else a translation."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from memos_llm.core.call import Call, Feature, Wire
+from memos_llm.core.decision import Offer
+from memos_llm.core.ports import Codec, Codecs
+from memos_llm.dialects.codecs.identity import Identity
+from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
+
+
+class Translation(Codec, Protocol):
+    """A codec between different wires.
+
+    Attributes:
+        features: what it can carry.
+    """
+
+    features: Feature
+
+    def upstream(self, call: Call) -> Wire:
+        """The back-end wire that a call is translated to."""
+        ...
+
+
+class Table:
+    """A table of codecs; `translations` by client wire, the preferred one first."""
+
+    def __init__(self, identity: Codec, translations: Mapping[Wire, tuple[Translation, ...]]) -> None:
+        self._identity = identity
+        self._translations = translations
+
+    def find(self, call: Call, offer: Offer) -> Codec | None:
+        if call.needs & ~offer.features:
+            return None
+        if call.wire in offer.wires:
+            return self._identity
+        fitting = (
+            translation
+            for translation in self._translations.get(call.wire, ())
+            if translation.upstream(call) in offer.wires and not call.needs & ~translation.features
+        )
+        return next(fitting, None)
+
+
+_NATIVE = OllamaToOpenAI()
+
+CODECS: Codecs = Table(Identity(), {Wire.OLLAMA_CHAT: (_NATIVE,), Wire.OLLAMA_GENERATE: (_NATIVE,)})

@@ -1,0 +1,308 @@
+"""What the gateway needs of a client's wire: read a request's head, and say an error in the client's words.
+
+A request is decoded no deeper than routing needs: the top-level keys, their values left as they came. Keys of the
+Ollama wires are folded as Go folds them, and a key that comes twice is refused: `MODEL` must not slip past a gate that
+reads `model`. (Of keys that are equal to the letter on an OpenAI wire, every reader, ours too, takes the last.)
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from memos_llm.core.call import Feature, Wire
+from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound
+from memos_llm.dialects.jsons import decode_as, decode_optional, go_json
+from memos_llm.dialects.needs import chat_needs, generate_needs, openai_needs
+
+T = TypeVar("T")
+
+KEY_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
+"""What an OpenAI client may name a conversation or a person with, in the order in which we believe it."""
+
+
+class Parsed(Struct, frozen=True, kw_only=True):
+    """A request's head. `stream` is the form of the answer: a load call never streams, whatever it asks."""
+
+    head: Mapping[str, Raw]
+    model: str
+    stream: bool
+    needs: Feature
+    named_key: bytes | None = None
+    component: str | None = None
+    session: str | None = None
+
+
+class Dialect(Struct, frozen=True, kw_only=True):
+    """One client wire.
+
+    Attributes:
+        streams: whether an answer streams when the request does not say.
+        folds: whether the back end's JSON reader ignores the case of keys.
+        unnamed: what a request without a model is told, and how.
+    """
+
+    wire: Wire
+    streams: bool
+    folds: bool
+    stream_type: bytes
+    json_type: bytes
+    needs: Callable[[Mapping[str, Raw]], Feature]
+    error_json: Callable[[LLMError], bytes]
+    error_event: Callable[[LLMError], bytes]
+    no_body: str
+    unnamed: LLMError
+
+    def parse(self, body: bytes) -> Parsed:
+        """Read the head of a request.
+
+        Raises:
+            BadRequest: it is no JSON object, a key comes twice, or a key that we read has another type.
+        """
+        head = self._head(body)
+        model = _read(head, "model", str)
+        if not model:
+            raise type(self.unnamed)(self.unnamed.message)
+        needs = self.needs(head)
+        stream = _read(head, "stream", bool)
+        metadata = _metadata(head)
+        return Parsed(
+            head=head,
+            model=model,
+            stream=(self.streams if stream is None else stream) and not needs & Feature.LOAD,
+            needs=needs,
+            named_key=_named_key(head),
+            component=_text(metadata.get("component")),
+            session=_text(metadata.get("session")),
+        )
+
+    def conversation_key(self, head: Mapping[str, Raw]) -> bytes | None:
+        """A digest that stays the same while a conversation grows; None before the first answer is part of it.
+
+        Of the system prompt and the first user message, each field with its length in front.
+        """
+        if "messages" not in head or b'"assistant"' not in bytes(head["messages"]):
+            return None
+        try:
+            messages = decode_as(head["messages"], list[_Turn])
+        except ValueError:
+            return None
+        return _digest(messages)
+
+    def error_body(self, error: LLMError) -> bytes:
+        """The whole answer to a request that failed; the back end's own where it is on this wire."""
+        return error.client_body or self.error_json(error)
+
+    def stream_error(self, error: LLMError) -> bytes:
+        """The last event of a stream that broke: it claims no finish."""
+        return self.error_event(error)
+
+    def media_type(self, stream: bool) -> bytes:
+        return self.stream_type if stream else self.json_type
+
+    def _head(self, body: bytes) -> dict[str, Raw]:
+        if not body:
+            raise BadRequest(self.no_body)
+        try:
+            head = decode_optional(body, dict[str, Raw]) or {}
+        except ValueError as error:
+            raise BadRequest(f"the body is not a JSON object: {error}") from None
+        folded = {_fold(key): value for key, value in head.items()}
+        if len(folded) < len(head) or (self.folds and not _each_once(body, head)):
+            raise BadRequest("a key comes twice in the body (keys that differ only in case count as one)")
+        return folded if self.folds else head
+
+
+class _Turn(Struct):
+    role: Any = None
+    content: Any = None
+
+
+def _fold(key: str) -> str:
+    """As Go's encoding/json matches keys: ASCII case, the Kelvin sign and the long s."""
+    return key.lower().replace("ſ", "s")
+
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
+
+
+def _each_once(body: bytes, head: Mapping[str, Raw]) -> bool:
+    """Whether the object holds exactly the entries that were decoded: msgspec keeps the last of equal keys.
+
+    Walks over the values without reading them; what does not fit (an escaped key) is counted token by token.
+    """
+    at, skip = body.index(b"{") + 1 if head else 0, _SPACE.match
+    for key, value in head.items():
+        name, text = b'"' + key.encode() + b'"', bytes(value)
+        at = skip(body, at).end()  # type: ignore[union-attr]  # matches anything
+        if not body.startswith(name, at):
+            return _count_keys(body) == len(head)
+        colon = skip(body, at + len(name)).end()  # type: ignore[union-attr]
+        at = skip(body, colon + 1).end()  # type: ignore[union-attr]
+        if not body.startswith(text, at):
+            return False
+        at = skip(body, at + len(text)).end() + 1  # type: ignore[union-attr]
+    return not head or body.startswith(b"}", at - 1)
+
+
+def _count_keys(body: bytes) -> int:
+    depth = keys = 0
+    for match in _TOKEN.finditer(body):
+        token = match.group()
+        depth += (token in b"{[") - (token in b"}]")
+        keys += depth == 1 and token == b":"
+    return keys
+
+
+def _read(head: Mapping[str, Raw], key: str, kind: type[T]) -> T | None:
+    if key not in head:
+        return None
+    try:
+        return decode_optional(head[key], kind)
+    except ValueError as error:
+        raise BadRequest(f"{key}: {error}") from None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _lenient(head: Mapping[str, Raw], key: str) -> object:
+    """A value that is ours to use only if it has the right type; the back end judges the rest."""
+    if key not in head:
+        return None
+    try:
+        return decode_as(head[key], Any)
+    except ValueError:
+        return None
+
+
+def _metadata(head: Mapping[str, Raw]) -> Mapping[str, object]:
+    metadata = _lenient(head, "metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _named_key(head: Mapping[str, Raw]) -> bytes | None:
+    named = (_text(_lenient(head, key)) for key in KEY_FIELDS)
+    return next((name.encode() for name in named if name), None)
+
+
+def _digest(turns: list[_Turn]) -> bytes | None:
+    if all(turn.role != "assistant" for turn in turns):
+        return None
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return None
+    fields = [turn.content for turn in turns[:first] if turn.role in ("system", "developer")]
+    digest = hashlib.sha256(b"conversation/v1")
+    for content in (*fields, turns[first].content):
+        text = content.encode() if isinstance(content, str) else msgspec.json.encode(content, order="sorted")
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return digest.digest()
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+"""HTTP status → `type`; anything else is `api_error`."""
+
+_CONTEXT_WORDS = (
+    "maximum context length",
+    "exceeds the context length",
+    "exceed_context_size",
+    "available context size",
+)
+
+
+def _openai_error(error: LLMError) -> bytes:
+    message = _unwrapped(error.text)
+    code = "model_not_found" if isinstance(error, ModelNotFound) else None
+    if error.http_status == 400 and any(words in error.text for words in _CONTEXT_WORDS):
+        code = "context_length_exceeded"
+    kind = OPENAI_TYPES.get(error.http_status, "api_error")
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+class _Nested(Struct):
+    message: str
+
+
+class _NestedError(Struct):
+    error: _Nested
+
+
+def _unwrapped(text: str) -> str:
+    """Ollama passes on llama-server's JSON document as the text of its own error (Ollama 0.33 source)."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return decode_as(text.encode(), _NestedError).error.message
+    except ValueError:
+        return text
+
+
+def _openai_event(error: LLMError) -> bytes:
+    return b"data: " + _openai_error(error) + b"\n\n"
+
+
+def _ollama_error(error: LLMError) -> bytes:
+    return go_json({"error": error.text})
+
+
+def _ollama_event(error: LLMError) -> bytes:
+    return _ollama_error(error) + b"\n"
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _openai(wire: Wire, needs: Callable[[Mapping[str, Raw]], Feature]) -> Dialect:
+    return Dialect(
+        wire=wire,
+        streams=False,
+        folds=False,
+        stream_type=b"text/event-stream; charset=utf-8",
+        json_type=b"application/json",
+        needs=needs,
+        error_json=_openai_error,
+        error_event=_openai_event,
+        no_body="the body is empty",
+        unnamed=BadRequest("model is required"),
+    )
+
+
+def _ollama(wire: Wire, needs: Callable[[Mapping[str, Raw]], Feature], unnamed: LLMError) -> Dialect:
+    return Dialect(
+        wire=wire,
+        streams=True,
+        folds=True,
+        stream_type=b"application/x-ndjson",
+        json_type=b"application/json; charset=utf-8",
+        needs=needs,
+        error_json=_ollama_error,
+        error_event=_ollama_event,
+        no_body="missing request body",
+        unnamed=unnamed,
+    )
+
+
+DIALECTS: Mapping[Wire, Dialect] = {
+    Wire.OPENAI_CHAT: _openai(Wire.OPENAI_CHAT, openai_needs),
+    Wire.OPENAI_COMPLETION: _openai(Wire.OPENAI_COMPLETION, openai_needs),
+    Wire.OLLAMA_CHAT: _ollama(Wire.OLLAMA_CHAT, chat_needs, BadRequest("model is required")),
+    Wire.OLLAMA_GENERATE: _ollama(Wire.OLLAMA_GENERATE, generate_needs, ModelNotFound("model '' not found")),
+}
+"""Every wire that a client may speak."""

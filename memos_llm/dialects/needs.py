@@ -1,0 +1,95 @@
+"""What a request needs that not every target can give, told from its head with as little decoding as possible."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from msgspec import Raw, Struct
+
+from memos_llm.core.call import Feature
+from memos_llm.dialects import media
+from memos_llm.dialects.jsons import decode_as
+from memos_llm.dialects.ollama import Message, Options, has_unmatched_result
+
+MAX_STOPS = 4  # vLLM since 0.28
+
+T = TypeVar("T")
+
+_EMPTY = frozenset({b"null", b'""', b"[]", b"false", b"{}", b"0"})
+
+
+class _Flags(Struct):
+    """What of a message can make a need."""
+
+    images: Any = None
+    role: Any = None
+
+
+def openai_needs(head: Mapping[str, Raw]) -> Feature:
+    return _many_stops(_decoded(head, "stop", list[Any]))
+
+
+def chat_needs(head: Mapping[str, Raw]) -> Feature:
+    """Of Ollama's /api/chat."""
+    needs = _options_needs(head)
+    if not _given(head, "messages"):
+        needs |= Feature.LOAD
+    if _given(head, "_debug_render_only"):
+        needs |= Feature.DEBUG_RENDER
+    return needs | _message_needs(head)
+
+
+def generate_needs(head: Mapping[str, Raw]) -> Feature:
+    """Of Ollama's /api/generate."""
+    needs = _options_needs(head)
+    if not _given(head, "prompt"):
+        needs |= Feature.LOAD
+    for key, feature in _GENERATE.items():
+        if _given(head, key):
+            needs |= feature
+    return needs | _audio(_decoded(head, "images", list[Any]) or [])
+
+
+_GENERATE = {"template": Feature.GO_TEMPLATE, "context": Feature.CONTEXT, "suffix": Feature.SUFFIX}
+
+
+def _given(head: Mapping[str, Raw], key: str) -> bool:
+    return key in head and bytes(head[key]) not in _EMPTY
+
+
+def _decoded(head: Mapping[str, Raw], key: str, kind: type[T]) -> T | None:
+    """A value of the expected type, or None: what is wrong with it is the back end's to say."""
+    if key not in head:
+        return None
+    try:
+        return decode_as(head[key], kind)
+    except ValueError:
+        return None
+
+
+def _options_needs(head: Mapping[str, Raw]) -> Feature:
+    options = _decoded(head, "options", Options)
+    if options is None:
+        return Feature.NONE
+    zero = type(options.num_predict) in (int, float) and int(options.num_predict) == 0
+    return _many_stops(options.stop) | (Feature.NO_PREDICT if zero else Feature.NONE)
+
+
+def _many_stops(stop: object) -> Feature:
+    many = isinstance(stop, list) and sum(1 for text in stop if text != "") > MAX_STOPS
+    return Feature.MANY_STOPS if many else Feature.NONE
+
+
+def _message_needs(head: Mapping[str, Raw]) -> Feature:
+    raw = bytes(head.get("messages", b""))
+    needs = Feature.NONE
+    if b'"images"' in raw:
+        for message in _decoded(head, "messages", list[Message]) or []:
+            needs |= _audio(message.images or [])
+    if b'"tool' in raw.lower() and has_unmatched_result(_decoded(head, "messages", list[Message]) or []):
+        needs |= Feature.UNMATCHED_TOOL_RESULT
+    return needs
+
+
+def _audio(images: list[Any]) -> Feature:
+    heard = any(isinstance(image, str) and media.sniff(image).audio for image in images)
+    return Feature.AUDIO if heard else Feature.NONE

@@ -1,0 +1,177 @@
+"""The library's view of `openai.chat`: a request's body from Python values, Python values from an answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from memos_llm.core.call import Usage
+from memos_llm.core.responses import Chat, LLMResponse, Options, StreamChunk, ToolCall
+from memos_llm.dialects.codecs.decoder import counted, malformed
+from memos_llm.dialects.framing import SseFramer
+from memos_llm.dialects.jsons import FAILURES
+from memos_llm.dialects.toolcalls import Assembler, Fragment
+
+SHAPING = frozenset(
+    {
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "frequency_penalty",
+        "presence_penalty",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "reasoning_effort",
+    }
+)
+"""The options that are fields of the body under their own names."""
+
+
+def chat_body(
+    messages: Chat,
+    *,
+    stream: bool,
+    model: str,
+    max_tokens: int | None,
+    temperature: float | None,
+    options: Options,
+) -> bytes:
+    """The JSON body of a chat call; what is None is left out, `extra` is merged last, a stream asks for its usage.
+
+    Raises:
+        TypeError: a value is none of JSON's.
+    """
+    named: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "stream": stream,
+        "stream_options": {"include_usage": True} if stream else None,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    shaping = {key: value for key, value in options.items() if key in SHAPING}
+    body = {key: value for key, value in (named | shaping).items() if value is not None}
+    return msgspec.json.encode(body | dict(options.get("extra") or {}), enc_hook=_plain)
+
+
+def _plain(value: object) -> object:
+    """Mappings and sequences that are no dict or list."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no place in a request")
+
+
+class _Function(Struct, frozen=True):
+    name: str = ""
+    arguments: str = ""
+
+
+class _Call(Struct):
+    id: str = ""
+    function: _Function = _Function()
+
+
+class _Message(Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Delta(Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Fragment] | None = None
+
+
+class _Choice(Struct):
+    message: _Message | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def counted(self) -> Usage | None:
+        return counted(self.prompt_tokens, self.completion_tokens)
+
+
+class _Document(Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    model: str = ""
+
+
+_document = msgspec.json.Decoder(_Document).decode
+
+
+def parse_answer(body: bytes) -> LLMResponse:
+    """A whole answer; provider, arm and times are the caller's to fill in.
+
+    Raises:
+        AttemptFailed: `malformed`.
+    """
+    try:
+        answer = _document(body)
+        raw: dict[str, Any] = msgspec.json.decode(body)
+    except FAILURES as error:
+        raise malformed("not-json") from error
+    if not answer.choices or answer.choices[0].message is None:
+        raise malformed("no-choices")
+    message = answer.choices[0].message
+    calls = (ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ())
+    return LLMResponse(
+        text=message.content or "",
+        reasoning=message.reasoning or message.reasoning_content or "",
+        tool_calls=tuple(calls),
+        finish_reason=answer.choices[0].finish_reason or "",
+        usage=answer.usage.counted() if answer.usage else None,
+        model=answer.model,
+        raw=raw,
+    )
+
+
+class ChunkReader:
+    """Frames of a stream in, chunks out; tool calls, finish reason and usage come on the last one, from `eof`."""
+
+    def __init__(self) -> None:
+        self._framer = SseFramer()
+        self._tools = Assembler()
+        self._finish = ""
+        self._usage: Usage | None = None
+
+    def feed(self, data: bytes) -> list[StreamChunk]:
+        """Raises:
+        AttemptFailed: `malformed`.
+        """
+        chunks = (self._chunk(event.data) for event in self._framer.feed(data) if event.data not in (None, b"[DONE]"))
+        return [chunk for chunk in chunks if chunk.text or chunk.reasoning]
+
+    def eof(self) -> list[StreamChunk]:
+        """The last chunk."""
+        calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in self._tools.calls())
+        return [StreamChunk(tool_calls=calls, finish_reason=self._finish, usage=self._usage)]
+
+    def _chunk(self, data: bytes | None) -> StreamChunk:
+        try:
+            document = _document(data or b"")
+        except FAILURES as error:
+            raise malformed("not-json") from error
+        if document.usage is not None:
+            self._usage = document.usage.counted()
+        if not document.choices:
+            return StreamChunk()
+        choice = document.choices[0]
+        delta = choice.delta or _Delta()
+        self._finish = choice.finish_reason or self._finish
+        self._tools.add(delta.tool_calls or ())
+        return StreamChunk(text=delta.content or "", reasoning=delta.reasoning or delta.reasoning_content or "")

@@ -1,0 +1,39 @@
+"""Providers: from a configured back end to bytes on its wire, and to the typed face that a pipeline calls.
+
+client     HTTP (aiohttp)            breaker    state machine of one endpoint
+http       the `Transport`           endpoints  pool: which endpoint, and is it usable
+ollama     what is particular to it  health     probes and their driver
+vllm       what is particular to it  refusals   error answers → outcomes
+quirks     versions                  typed      `LLMProvider` over a `Transport`
+"""
+
+from collections.abc import Mapping
+from random import Random
+
+from memos_llm.core.errors import ConfigError
+from memos_llm.core.events import Bus
+from memos_llm.core.policy import ProviderSpec
+from memos_llm.core.ports import BackendClient, Clock, Transport
+from memos_llm.providers import ollama, vllm
+from memos_llm.providers.client import AiohttpClient
+from memos_llm.providers.health import Prober
+from memos_llm.providers.http import HttpTransport, Profile
+
+KINDS: Mapping[str, Profile] = {"ollama": ollama.PROFILE, "vllm": vllm.PROFILE}
+"""The kinds of back end that are spoken to over HTTP by this package."""
+
+__all__ = ["KINDS", "AiohttpClient", "Prober", "open_transport"]
+
+
+def open_transport(
+    spec: ProviderSpec, client: BackendClient, bus: Bus, *, clock: Clock, rng: Random | None = None
+) -> Transport:
+    """The transport of a configured provider. No I/O: nothing is connected until something is sent.
+
+    Raises:
+        ConfigError: the kind is none of `KINDS`.
+    """
+    profile = KINDS.get(spec.kind)
+    if profile is None:
+        raise ConfigError(f"providers.{spec.name}.kind: {spec.kind!r} is not known; choices: {', '.join(KINDS)}")
+    return HttpTransport(spec, profile, client, bus, clock=clock, rng=rng or Random())

@@ -1,0 +1,112 @@
+"""Probes: what one finds, when an endpoint counts as down, and the driver that asks again and again.
+
+A refused connection or an answer that says *dead* puts an endpoint down at once. Silence does not: a saturated server
+can be slow to answer, so it takes `DOWN_AFTER` silent probes in a row, and those do not count while it sends anything
+at all. One good probe brings it back.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from random import Random
+
+from msgspec import Struct
+
+from memos_llm.core.errors import AttemptFailed
+from memos_llm.core.events import Bus, InternalError
+from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.core.ports import Transport
+from memos_llm.providers.endpoints import EndpointState, Pool
+
+PROBE_S = 10.0
+OPTIONAL_S = 4.0
+QUIET_S = 10.0  # a silent probe counts only if no request there got a byte for this long
+INTERVAL_S = 5.0
+JITTER = 0.1  # ± part of the interval
+
+DOWN_AFTER: Mapping[Kind, int] = {Kind.TIMEOUT: 3, Kind.TRUNCATED: 2, Kind.MALFORMED: 2, Kind.SATURATED: 3}
+"""How many probes in a row must fail so; a kind that is missing puts the endpoint down at once."""
+
+Get = Callable[[str], Awaitable[bytes]]
+"""GET a path of one endpoint; raises `AttemptFailed`."""
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """What a probe found. `failure` is None for an endpoint that is up; `models` None when it could not be asked."""
+
+    failure: Kind | None = None
+    detail: str = ""
+    models: tuple[str, ...] | None = None
+    version: str = ""
+
+
+async def check(get: Get, ask: Callable[[Get], Awaitable[Finding]], *, limit_s: float = PROBE_S) -> Finding:
+    """One probe; a failure is a finding."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await ask(get)
+    except TimeoutError:
+        return Finding(failure=Kind.TIMEOUT, detail="timeout")
+    except AttemptFailed as error:
+        return Finding(failure=error.outcome.kind, detail=_detail(error.outcome))
+
+
+def note(pool: Pool, state: EndpointState, found: Finding, now: float) -> None:
+    """Let a finding take effect. What is down loses the requests that still wait for their reply there."""
+    if found.failure is None:
+        state.up, state.misses = True, 0
+        state.version = found.version or state.version
+        if found.models is not None:
+            pool.learn(state, found.models)
+        return
+    if found.failure is Kind.TIMEOUT and now - state.heard_at < QUIET_S:
+        return
+    state.misses += 1
+    if state.misses >= DOWN_AFTER.get(found.failure, 1):
+        state.up = False
+        state.cut_waiting()
+
+
+async def optional(get: Get, path: str) -> bytes:
+    """A document that a probe can do without: empty when it cannot be had soon."""
+    try:
+        async with asyncio.timeout(OPTIONAL_S):
+            return await get(path)
+    except (TimeoutError, AttemptFailed):
+        return b""
+
+
+class Prober:
+    """The driver: probes every transport at once, then every `interval_s` (jittered), until closed."""
+
+    def __init__(
+        self, transports: Iterable[Transport], bus: Bus, *, interval_s: float = INTERVAL_S, rng: Random | None = None
+    ) -> None:
+        self._transports = tuple(transports)
+        self._bus, self._interval_s, self._rng = bus, interval_s, rng or Random()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Call once, on the loop that the transports belong to."""
+        self._tasks = [asyncio.create_task(self._watch(t), name=f"probe.{t.name}") for t in self._transports]
+
+    async def aclose(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, transport: Transport) -> None:
+        while True:
+            await self._once(transport)
+            await asyncio.sleep(self._interval_s * (1 + JITTER * (2 * self._rng.random() - 1)))
+
+    async def _once(self, transport: Transport) -> None:
+        try:
+            for ended in await transport.probe():
+                self._bus.emit(ended)
+        except Exception as error:  # noqa: BLE001 - a transport that breaks its word must not end the probing
+            self._bus.emit(InternalError(part=f"probe.{transport.name}", error=type(error).__name__))
+
+
+def _detail(outcome: Outcome) -> str:
+    return " ".join(part for part in (outcome.kind.value, str(outcome.status or ""), outcome.code) if part)

@@ -1,0 +1,46 @@
+"""Where flags, history, incidents and instances are kept: one port (`core.ports.StateStore`), several homes.
+
+`open_store` reads a store's URL and nothing else knows the schemes. Opening does no I/O: the first call does, and
+whatever goes wrong then or later is `StoreUnreachable`, from which every store recovers without a restart.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from memos_llm.core.errors import ConfigError
+from memos_llm.core.ports import StateStore
+from memos_llm.store.memory import MemoryStore
+from memos_llm.store.sqlite import SqliteStore
+
+__all__ = ["MemoryStore", "SqliteStore", "open_store"]
+
+CHOICES = "sqlite:////absolute/path.db, sqlite:///~/path.db, sqlite:///relative.db, memory://"
+
+
+def open_store(url: str) -> StateStore:
+    """The store that a URL names; close it with `aclose`.
+
+    Raises:
+        ConfigError: an unknown scheme, a URL without a path, or a path on a network file system.
+    """
+    scheme, separator, rest = url.partition("://")
+    opener = _OPENERS.get(scheme) if separator else None
+    if opener is None:
+        raise ConfigError(f"store: {url!r} is not a store's URL; choices: {CHOICES}")
+    return opener(url, rest)
+
+
+def _memory(url: str, rest: str) -> StateStore:
+    if rest:
+        raise ConfigError(f"store: {url!r} names a place, but memory:// has none; choices: {CHOICES}")
+    return MemoryStore()
+
+
+def _sqlite(url: str, rest: str) -> StateStore:
+    path = rest.removeprefix("/")
+    if not rest.startswith("/") or not path or path.endswith("/") or path == ":memory:":
+        raise ConfigError(f"store: {url!r} names no file; choices: {CHOICES}")
+    return SqliteStore(Path(path).expanduser().absolute())
+
+
+_OPENERS: Mapping[str, Callable[[str, str], StateStore]] = {"memory": _memory, "sqlite": _sqlite}

@@ -1,0 +1,259 @@
+"""The SQLite file, synchronously: schema, transactions, and every `sqlite3` error turned into ours.
+
+Used from one thread (`store.sqlite`). The connection is opened by the first call that needs it and again after any
+error, so a store that comes back works again. Nothing of `sqlite3` leaves this file: `_connected` is the one place
+where it is caught, `FIXES` says what mends each kind.
+
+Durability: what decides (flags, history, incidents) is synchronous=FULL, on disk when `commit` returns; what is told
+every second (heartbeats) is NORMAL. Both are in WAL mode: readers never wait for a writer.
+"""
+
+import contextlib
+import errno
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from memos_llm.core.commands import Audit, Incident
+from memos_llm.core.errors import StoreUnreachable
+from memos_llm.core.flags import SCHEMA, Flags
+from memos_llm.core.ports import Clock, Conflict, Instance
+from memos_llm.store import documents, files
+
+APPLICATION = 0x6D656D6F  # "memo", in the file's header: https://sqlite.org/pragma.html#pragma_application_id
+
+TABLES = """
+CREATE TABLE flags (
+    only INTEGER PRIMARY KEY CHECK (only = 1), schema INTEGER NOT NULL, installation TEXT NOT NULL,
+    revision INTEGER NOT NULL, document BLOB NOT NULL
+);
+CREATE TABLE history (revision INTEGER PRIMARY KEY, document BLOB NOT NULL);
+CREATE TABLE incidents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document BLOB NOT NULL);
+CREATE TABLE instances (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, revision INTEGER NOT NULL, at REAL NOT NULL, ephemeral INTEGER NOT NULL
+);
+"""
+
+DAMAGED = (
+    "the file is damaged or is no SQLite database: stop all that use it, move it away with its -wal and -shm files, "
+    "and restore a backup"
+)
+NOT_WRITABLE = (
+    "it cannot be opened for writing: check the owner and mode of the file and its directory, and whether the file "
+    "system is mounted read-only"
+)
+DISK_FULL = "the disk is full: free some space"
+FIXES: Mapping[int, str] = {
+    sqlite3.SQLITE_BUSY: "another process holds its lock: find it with `fuser -v` on the file",
+    sqlite3.SQLITE_LOCKED: "another process holds its lock: find it with `fuser -v` on the file",
+    sqlite3.SQLITE_CORRUPT: DAMAGED,
+    sqlite3.SQLITE_NOTADB: DAMAGED,
+    sqlite3.SQLITE_FULL: DISK_FULL,
+    sqlite3.SQLITE_READONLY: NOT_WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: NOT_WRITABLE,
+    sqlite3.SQLITE_PERM: NOT_WRITABLE,
+    sqlite3.SQLITE_IOERR: "the disk reports an input or output error: look at the kernel's log (dmesg)",
+}
+OS_FIXES: Mapping[int | None, str] = {
+    errno.ENOSPC: DISK_FULL,
+    errno.EACCES: NOT_WRITABLE,
+    errno.EPERM: NOT_WRITABLE,
+    errno.EROFS: NOT_WRITABLE,
+}
+
+
+class Database:
+    """One file.
+
+    Args:
+        busy_s: how long a call waits for another process's lock.
+        clock: the host's wall clock (Unix seconds); it dates heartbeats.
+    """
+
+    def __init__(self, path: Path, *, busy_s: float, clock: Clock) -> None:
+        self._path = path
+        self._busy_s = busy_s
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._version = -1
+        self._schema = SCHEMA
+
+    def load(self) -> Flags | None:
+        stored = self.stored()
+        return None if stored is None else documents.decode_flags(*stored)
+
+    def stored(self) -> tuple[bytes, int] | None:
+        """The flags as they stand there, undecoded, and their schema; None when there are none."""
+        with self._connected() as db:
+            row: tuple[bytes, int] | None = db.execute("SELECT document, schema FROM flags").fetchone()
+        return row
+
+    def touched(self) -> bool:
+        """Whether another connection has committed anything since the last call; true after reopening. A few µs."""
+        with self._connected() as db:
+            version = int(db.execute("PRAGMA data_version").fetchone()[0])
+        seen, self._version = self._version, version
+        return seen != version
+
+    def commit(self, expected: int, flags: Flags, audit: Audit, incident: Incident | None) -> None:
+        documents.check_commit(expected, flags, audit)
+        with self._transaction("FULL") as db:
+            documents.check_schema(_schema(db))
+            _compare(db, expected)
+            db.execute(
+                "INSERT OR REPLACE INTO flags VALUES (1, ?, ?, ?, ?)",
+                (flags.schema, flags.installation, flags.revision, documents.encode(flags)),
+            )
+            db.execute("INSERT INTO history VALUES (?, ?)", (audit.revision, documents.encode(audit)))
+            if incident is not None:  # the first writer's stands
+                db.execute(
+                    "INSERT OR IGNORE INTO incidents (id, document) VALUES (?, ?)",
+                    (incident.id, documents.encode(incident)),
+                )
+
+    def history(self, limit: int) -> tuple[Audit, ...]:
+        return documents.decode_history(self._column("SELECT document FROM history ORDER BY revision DESC", limit))
+
+    def incidents(self, limit: int) -> tuple[Incident, ...]:
+        return documents.decode_incidents(self._column("SELECT document FROM incidents ORDER BY number DESC", limit))
+
+    def heartbeat(self, instance: Instance) -> None:
+        """Nothing when the store is of a newer schema: then we only read."""
+        now = self._clock()
+        with self._transaction("NORMAL") as db:
+            if _schema(db) > SCHEMA:
+                return
+            db.execute("DELETE FROM instances WHERE at < ?", (now - documents.FORGET_S,))
+            db.execute(
+                "INSERT OR REPLACE INTO instances VALUES (?, ?, ?, ?, ?)",
+                (instance.id, instance.kind, instance.revision, now, instance.ephemeral),
+            )
+
+    def leave(self, instance_id: str) -> None:
+        with self._transaction("NORMAL") as db:
+            if _schema(db) <= SCHEMA:
+                db.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+
+    def instances(self) -> tuple[Instance, ...]:
+        with self._connected() as db:
+            rows = db.execute("SELECT id, kind, revision, at, ephemeral FROM instances ORDER BY id").fetchall()
+        now = self._clock()
+        found = (Instance(id=r[0], kind=r[1], revision=r[2], at=r[3], ephemeral=bool(r[4])) for r in rows)
+        return tuple(instance for instance in found if documents.is_live(instance, now))
+
+    def close(self) -> None:
+        """Also what is done after an error: the next call opens it again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _column(self, query: str, limit: int) -> list[bytes]:
+        with self._connected() as db:
+            return [row[0] for row in db.execute(f"{query} LIMIT ?", (max(0, limit),))]
+
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: str) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and alone: the write lock is taken at its start, so what it reads stays true."""
+        with self._connected() as db:
+            db.execute(f"PRAGMA synchronous = {synchronous}")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                if db.in_transaction:  # SQLite itself rolls back when the disk is full
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._open()
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise unreachable(error, self._path, self._schema) from error
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and files.identity(self._path) == self._identity:
+            return self._connection
+        self.close()  # none yet, or the file was replaced under us
+        files.prepare(self._path)
+        connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None)
+        try:
+            _check_ours(connection, self._path)
+            _use_wal(connection, self._busy_s)
+            _create(connection)
+            self._schema = _pragma(connection, "user_version")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._identity, self._version = connection, files.identity(self._path), -1
+        return connection
+
+
+def unreachable(error: sqlite3.Error | OSError, path: Path, schema: int = SCHEMA) -> StoreUnreachable:
+    """The one translation: what is wrong with which file, and what mends it. `schema` is the file's."""
+    if isinstance(error, OSError):
+        fix, name = OS_FIXES.get(error.errno, "the system refuses"), error.strerror or type(error).__name__
+        return StoreUnreachable(f"the store {path} cannot be used: {fix} ({name})")
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary result code
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if code == sqlite3.SQLITE_ERROR and schema > SCHEMA:  # a table or column that is no longer there
+        return StoreUnreachable(f"the store {path} cannot be read: {documents.newer(schema)}")
+    fix = FIXES.get(code, "an unexpected error of SQLite")
+    return StoreUnreachable(f"the store {path} cannot be used: {fix} ({name})")
+
+
+def _compare(db: sqlite3.Connection, expected: int) -> None:
+    row = db.execute("SELECT revision FROM flags").fetchone()
+    found = 0 if row is None else row[0]
+    if found != expected:
+        raise Conflict(f"the store holds revision {found}, not {expected}")
+
+
+def _schema(db: sqlite3.Connection) -> int:
+    """The newest schema of anything in the file."""
+    stored = db.execute("SELECT max(schema) FROM flags").fetchone()[0] or 0
+    return max(int(stored), _pragma(db, "user_version"))
+
+
+def _check_ours(db: sqlite3.Connection, path: Path) -> None:
+    """Tables and mark are made in one transaction: whoever sees the tables first and asks then, sees the mark too."""
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and _pragma(db, "application_id") != APPLICATION:
+        raise StoreUnreachable(f"{path} is another program's database: choose another path for the store")
+
+
+def _use_wal(db: sqlite3.Connection, busy_s: float) -> None:
+    """Several processes may do this to a new file at once, and for this one step SQLite does not wait by itself."""
+    deadline = time.monotonic() + busy_s
+    while True:
+        try:
+            mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+            continue
+        if mode != "wal":
+            raise StoreUnreachable(f"the store needs SQLite's WAL mode, which this file system does not allow ({mode})")
+        return
+
+
+def _create(db: sqlite3.Connection) -> None:
+    if _pragma(db, "user_version"):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    if not _pragma(db, "user_version"):  # nobody was faster
+        for statement in TABLES.split(";")[:-1]:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION}")
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+    db.execute("COMMIT")
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])

@@ -1,0 +1,100 @@
+"""The store of tests and of `memory://`: everything in this process, gone with it.
+
+Any number of `LiveFlags` may share one instance, also from several threads. It keeps the contract of the others
+to the letter (one conformance suite runs over all), so that what passes on it passes on them.
+"""
+
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Sequence
+
+from msgspec.structs import replace
+
+from memos_llm.core.commands import Audit, Incident
+from memos_llm.core.errors import StoreUnreachable
+from memos_llm.core.flags import Flags
+from memos_llm.core.ports import Clock, Conflict, Instance
+from memos_llm.store.documents import FORGET_S, check_commit, is_live
+from memos_llm.store.subscription import Subscription
+
+
+class MemoryStore:
+    """`clock` is the store's wall clock (Unix seconds); it dates heartbeats."""
+
+    def __init__(self, *, clock: Clock = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._flags: Flags | None = None
+        self._history: list[Audit] = []
+        self._incidents: dict[str, Incident] = {}
+        self._instances: dict[str, Instance] = {}
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._closed = False
+
+    async def load(self) -> Flags | None:
+        self._check_open()
+        return self._flags
+
+    def watch(self) -> AsyncIterator[Flags]:
+        subscription = Subscription()
+        with self._lock:
+            if self._closed:
+                subscription.fail(_closed())
+            else:
+                self._subscriptions.add(subscription)
+        return subscription
+
+    async def commit(self, expected: int, flags: Flags, audit: Audit, incident: Incident | None = None) -> None:
+        self._check_open()
+        check_commit(expected, flags, audit)
+        with self._lock:
+            found = 0 if self._flags is None else self._flags.revision
+            if found != expected:
+                raise Conflict(f"the store holds revision {found}, not {expected}")
+            self._flags = flags
+            self._history.append(audit)
+            if incident is not None:
+                self._incidents.setdefault(incident.id, incident)  # the first writer's stands
+            for subscription in self._subscriptions:
+                subscription.offer(flags)
+
+    async def history(self, limit: int) -> Sequence[Audit]:
+        self._check_open()
+        return tuple(reversed(self._history))[:limit]
+
+    async def incidents(self, limit: int) -> Sequence[Incident]:
+        self._check_open()
+        return tuple(reversed(self._incidents.values()))[:limit]
+
+    async def heartbeat(self, instance: Instance) -> None:
+        self._check_open()
+        now = self._clock()
+        with self._lock:
+            rows = {**self._instances, instance.id: replace(instance, at=now)}
+            self._instances = {name: row for name, row in rows.items() if now - row.at <= FORGET_S}
+
+    async def leave(self, instance_id: str) -> None:
+        self._check_open()
+        with self._lock:
+            self._instances.pop(instance_id, None)
+
+    async def instances(self) -> Sequence[Instance]:
+        self._check_open()
+        now = self._clock()
+        with self._lock:
+            return tuple(row for row in self._instances.values() if is_live(row, now))
+
+    async def aclose(self) -> None:
+        with self._lock:
+            self._closed = True
+            for subscription in self._subscriptions:
+                subscription.end()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed()
+
+
+def _closed() -> StoreUnreachable:
+    return StoreUnreachable("this store has been closed")

@@ -1,0 +1,219 @@
+"""One structured line per finished request and per notable event, written by a thread of its own.
+
+`RequestLog.on_event` appends to a bounded queue and returns; a full queue drops and counts. Lines hold ids, names and
+numbers: what a back end or a caller wrote in free text never gets here. Programs call `configure`; importing this
+configures nothing, so in process a host application's structlog decides where lines go.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from memos_llm.core.commands import shares
+from memos_llm.core.events import (
+    BreakerChanged,
+    Event,
+    FellBack,
+    FlagsChanged,
+    InternalError,
+    ProbeEnded,
+    RequestEnded,
+)
+from memos_llm.core.ports import Clock
+
+Level = Literal["info", "warning", "error"]
+Line = tuple[Level, str, dict[str, Any]]
+
+CAPACITY = 10_000
+LINGER_S = 0.05  # lines are written in batches: waking a thread per request would cost more than the line
+MAX_NAME = 200
+
+
+def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
+    """Set structlog up for one of our programs: JSON lines on stderr, from `level` (DEBUG … ERROR) upwards."""
+    structlog.configure(
+        processors=[_timestamp, structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
+        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _timestamp(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    """When it happened (`at`, Unix seconds), not when it is written."""
+    at = datetime.fromtimestamp(line.pop("at", None) or time.time(), UTC)
+    return {"time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"), **line}
+
+
+def _request(event: RequestEnded) -> Line:
+    decision, outcome, usage = event.decision, event.outcome, event.usage
+    fields = {
+        "request_id": event.request_id,
+        "provider": event.provider,
+        "arm": decision.arm.value,
+        "reason": decision.reason.value,
+        "component": _short(event.component),
+        "model": _short(event.model),
+        "operation": event.operation.value,
+        "outcome": outcome.kind.value,
+        "code": outcome.code or None,
+        "status": outcome.status or None,
+        "attempts": event.attempts,
+        "stream": event.stream,
+        "duration_ms": _ms(event.duration_s),
+        "ttft_ms": _ms(event.ttft_s),
+        "tpot_ms": _ms(event.tpot_s),
+        "input_tokens": usage.input_tokens if usage else None,
+        "output_tokens": usage.output_tokens if usage else None,
+        "warnings": len(event.warnings) or None,
+        "epoch": decision.epoch,
+        "revision": decision.revision,
+    }
+    return "warning" if outcome.rule.counts_against_arm else "info", "request", fields
+
+
+def _fell_back(event: FellBack) -> Line:
+    fields = {"request_id": event.request_id, "from": event.from_provider, "to": event.to_provider}
+    return "warning", "fallback", fields | {"reason": event.reason}
+
+
+def _flags(event: FlagsChanged) -> Line:
+    flags = event.flags
+    latched = [name for name, scope in flags.scopes.items() if scope.latch is not None]
+    fields = {"revision": flags.revision, "shares": shares(flags), "latched": latched}
+    return "warning" if latched else "info", "flags", fields
+
+
+def _breaker(event: BreakerChanged) -> Line:
+    level: Level = "info" if event.state == "closed" else "warning"
+    return level, "breaker", {"provider": event.provider, "endpoint": event.endpoint, "state": event.state}
+
+
+def _probe(event: ProbeEnded) -> Line:
+    level: Level = "info" if event.up else "warning"
+    return level, "provider", {"provider": event.provider, "endpoint": event.endpoint, "up": event.up}
+
+
+def _internal_error(event: InternalError) -> Line:
+    return "error", "internal-error", {"part": event.part, "error": event.error}
+
+
+LINES: Mapping[type[Event], Callable[[Any], Line]] = {
+    RequestEnded: _request,
+    FellBack: _fell_back,
+    FlagsChanged: _flags,
+    BreakerChanged: _breaker,
+    ProbeEnded: _probe,
+    InternalError: _internal_error,
+}
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _short(name: str) -> str:
+    """Names that a caller makes up, at a length that cannot flood."""
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
+
+
+class RequestLog:
+    """The listener, its queue and its thread. The thread starts with the first event and is a daemon.
+
+    Args:
+        capacity: events that may wait; the next ones are dropped.
+
+    Attributes:
+        dropped: events lost because the queue was full, or because writing them failed.
+    """
+
+    def __init__(self, *, capacity: int = CAPACITY, clock: Clock = time.time) -> None:
+        self.dropped = 0
+        self._capacity, self._clock = capacity, clock
+        self._queue: deque[tuple[float, Event | threading.Event]] = deque()  # the latter: a `flush` that waits
+        self._up: dict[tuple[str, str], bool] = {}
+        self._reported = 0
+        self._wake, self._hurry = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def on_event(self, event: Event) -> None:
+        """The listener: never waits, never writes."""
+        if type(event) not in LINES or (isinstance(event, ProbeEnded) and not self._is_change(event)):
+            return
+        if len(self._queue) >= self._capacity or self._closed:
+            self.dropped += 1
+            return
+        self._queue.append((self._clock(), event))
+        if not self._wake.is_set():
+            self._wake_writer()
+
+    def flush(self, timeout_s: float = 1.0) -> bool:
+        """Wait until what is queued now has been written. False when the output was blocked for `timeout_s`."""
+        if self._thread is None or self._closed:
+            return True
+        written = threading.Event()
+        self._queue.append((0.0, written))
+        self._hurry.set()
+        self._wake_writer()
+        return written.wait(timeout_s)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Take nothing more, write what is queued, end the thread. Harmless when repeated."""
+        self._closed = True
+        self._hurry.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _is_change(self, event: ProbeEnded) -> bool:
+        endpoint = (event.provider, event.endpoint)
+        if self._up.get(endpoint) is event.up:
+            return False
+        self._up[endpoint] = event.up
+        return True
+
+    def _wake_writer(self) -> None:
+        if self._thread is None or not self._thread.is_alive():  # also in a forked child, whose thread is gone
+            self._thread = threading.Thread(target=self._run, name="memos-llm-logs", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait()
+            self._hurry.wait(LINGER_S)
+            self._hurry.clear()
+            self._wake.clear()  # before draining: what is queued from here on wakes this thread again
+            self._drain()
+        self._drain()
+
+    def _drain(self) -> None:
+        log = structlog.get_logger("memos_llm")
+        for _ in range(len(self._queue)):
+            at, queued = self._queue.popleft()
+            if isinstance(queued, threading.Event):
+                queued.set()
+                continue
+            level, name, fields = LINES[type(queued)](queued)
+            self._write(log, level, name, {"at": at} | _told(fields))
+        if self.dropped > self._reported:
+            self._reported = self.dropped
+            self._write(log, "warning", "log-lines-dropped", {"total": self.dropped})
+
+    def _write(self, log: Any, level: Level, name: str, fields: dict[str, Any]) -> None:
+        try:
+            getattr(log, level)(name, **fields)
+        except Exception:  # noqa: BLE001 - a closed stderr must not end the thread
+            self.dropped += 1
+
+
+def _told(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
