@@ -6,6 +6,8 @@ The public names load on first use, so that `import memos_llm` costs next to not
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from memos_llm.core.version import VERSION
+
 if TYPE_CHECKING:
     from memos_llm.core.errors import (
         BadRequest,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from memos_llm.core.responses import EmbeddingResponse, LLMResponse, StreamChunk, ToolCall
     from memos_llm.library import Router, SyncRouter
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "memos_llm.core.errors": (

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from memos_llm import __version__
 from memos_llm.config import Settings
 from memos_llm.control.live import Live
 from memos_llm.core.events import Bus
 from memos_llm.core.flags import Flags, fresh
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, StateStore, Transport
+from memos_llm.core.version import VERSION
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.providers import open_transport
 from memos_llm.providers.client import AiohttpClient
@@ -91,7 +91,7 @@ async def open_runtime(
     """
     bus = Bus()
     metrics = Metrics(
-        version=__version__,
+        version=VERSION,
         candidate=settings.candidate,
         components=settings.components(),
         models=tuple(settings.models),

