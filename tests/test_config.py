@@ -310,7 +310,7 @@ class TestTimeouts:
             ("timeouts: {ttft_s: 9}", 9),
             ("timeouts: {ttft_s: null}", 15),
             (
-                "{timeouts: {ttft_s: 9}, providers: {ollama: {base_url: a}, vllm: {base_url: b, timeouts: {ttft_s: 4}}}}",
+                "{timeouts: {ttft_s: 9}, providers: {ollama: {base_url: a},vllm: {base_url: b,timeouts: {ttft_s: 4}}}}",
                 4,
             ),
             ("providers: {ollama: {base_url: a}, vllm: {base_url: b, timeouts: {ttft_s: null}}}", None),

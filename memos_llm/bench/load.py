@@ -152,7 +152,8 @@ class Client:
                     group.create_task(work(connection))
         except* WrongAnswer as wrong:
             raise wrong.exceptions[0] from None
-        self._idle += taken
+        finally:
+            self._idle += taken
         return burst
 
     def close(self) -> None:

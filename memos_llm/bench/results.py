@@ -159,7 +159,7 @@ def _costs(report: Report) -> Table:
     for figure in report.figures:
         over = figure.limited and figure.ratio > report.max_ratio
         table.add_row(
-            f"{figure.unit} ({figure.subject} : {figure.reference})",
+            f"{figure.unit}, {figure.subject} : {figure.reference}",
             f"{median(figure.reference_us):.1f}",
             f"{median(figure.subject_us):.1f}",
             Text(f"{figure.ratio:.2f}", style="bold red" if over else "bold"),
@@ -215,7 +215,7 @@ def _footer(report: Report) -> str:
     background = ", ".join(f"{name} {value:.1f}" for name, value in report.background_ms_per_s.items())
     over = exceeding(report.figures, report.max_ratio)
     verdict = f"FAILED: over {report.max_ratio:g} times the pass-through: {', '.join(over)}" if over else "passed"
-    return f"CPU outside of the phases [ms/s]: {background}\n{len(report.rounds)} rounds; {verdict}"
+    return f"CPU while idle [ms/s]: {background}\nrounds: {len(report.rounds)}; {verdict}"
 
 
 def _by_phase(rounds: Sequence[Round]) -> dict[tuple[str, str], list[Sample]]:

@@ -22,7 +22,7 @@ from memos_llm.bench.subjects import START_S, Cores, Program
 from memos_llm.bench.wire import CHAT, NATIVE, TRANSLATED, requests
 
 CONVERSATIONS = 256  # enough that each arm gets its half of them, within a few per cent
-SETTLE_S = 0.05
+SETTLE_S = 0.1  # log lines and the like are written that late
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     calls: int = 320
 
 
-QUICK = Plan(rounds=1, requests=320, long=34, calls=160)
+QUICK = Plan(rounds=1, requests=320, long=24, calls=160)
 
 
 class Phase(Struct, frozen=True, kw_only=True):
@@ -117,7 +117,7 @@ class Meter:
         return used
 
     def background_ms_per_s(self) -> float:
-        """What it does while nobody measures: probes, the store, log lines left to write, priming."""
+        """What it does while nobody asks it anything: probes, the store, its timers."""
         idle_ns = self._program.cpu_ns() - self._first_ns - self._measured_ns
         return idle_ns / 1e6 / (time.perf_counter() - self._started_at - self._measured_s)
 
@@ -136,6 +136,15 @@ class Bench:
         for client in self._clients.values():
             client.close()
 
+    async def warm_up(self) -> None:
+        """Every kind of load once, none of it long."""
+        for phase in self._phases:
+            if not phase.name.endswith("long"):
+                for name in phase.paths:
+                    await self._play(phase, Tally(name, phase.name))
+        for name in self.callers:
+            self._call(Tally(name, "calls"))
+
     async def round(self) -> list[Sample]:
         """Every phase of every subject, twice, summed up."""
         samples = []
@@ -152,10 +161,13 @@ class Bench:
     async def _play(self, phase: Phase, tally: Tally) -> None:
         client, meter = self._clients[tally.subject], self.meters.get(tally.subject)
         priming = requests(phase.paths[tally.subject], CONVERSATIONS, stream=False, tokens=256)
+        if meter is not None:
+            meter.begin()
         await client.burst(priming, connections=phase.connections, count=phase.connections)
         await asyncio.sleep(SETTLE_S)
         upstream_ns, prepared = self._upstream.cpu_ns(), phase.requests(tally.subject)
         if meter is not None:
+            meter.end()
             meter.begin()
         client_ns, started = time.process_time_ns(), time.perf_counter()
         least = phase.tokens if phase.stream else 0
@@ -193,7 +205,7 @@ async def run(plan: Plan, max_ratio: float, note: Callable[[str], None]) -> Repo
         note("starting")
         bench = await _start(stack, cores, plan)
         note("warm-up")
-        await bench.round()
+        await bench.warm_up()
         for meter in bench.meters.values():
             meter.start()
         for number in range(1, plan.rounds + 1):

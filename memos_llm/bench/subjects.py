@@ -115,7 +115,7 @@ def passthrough(home: Path, upstream_port: int) -> Program:
 
 def gateway(home: Path, config: Path) -> Program:
     """The product as it ships, through its own command."""
-    return Program("gateway", ["-m", "memos_llm", "--config", str(config), "serve", "--seed"], home)
+    return Program("gateway", ["-m", "memos_llm", "serve", "--seed", "--config", str(config)], home)
 
 
 def bare(home: Path, upstream_port: int) -> Program:

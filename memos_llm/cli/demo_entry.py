@@ -24,4 +24,4 @@ def demo(
     """
     from memos_llm.cli.demo import run
 
-    return run(keep)
+    return run(keep, as_json=cli.json)

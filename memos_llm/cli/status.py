@@ -1,5 +1,6 @@
 """`status`: what is in force, who is up, who follows. Reads only."""
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,7 +36,8 @@ def status(
     if watch and cli.json:
         raise failures.usage("--watch draws on a terminal; with --json call status again instead")
     if watch:
-        cli.run(_watch(cli))
+        with contextlib.suppress(KeyboardInterrupt):
+            cli.run(_watch(cli))
         return failures.DONE
     now = cli.run(_look(cli))
     from memos_llm.cli.standing import document, view

@@ -81,6 +81,13 @@ class RequestEnded(Event, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
 
+class KeyConcentrated(Event, frozen=True, kw_only=True):
+    """One split key carries `share` (0…1) of the recent requests; `fingerprint` is its HMAC."""
+
+    fingerprint: str
+    share: float
+
+
 class ProbeEnded(Event, frozen=True, kw_only=True):
     """One probe of one endpoint. `models` are the names that it serves, None when it could not be asked."""
 

@@ -23,8 +23,11 @@ QUIET_S = 10.0  # a silent probe counts only if no request there got a byte for 
 INTERVAL_S = 5.0
 JITTER = 0.1  # ± part of the interval
 
-DOWN_AFTER: Mapping[Kind, int] = {Kind.TIMEOUT: 3, Kind.TRUNCATED: 2, Kind.MALFORMED: 2, Kind.SATURATED: 3}
-"""How many probes in a row must fail so; a kind that is missing puts the endpoint down at once."""
+ALIVE = frozenset({Kind.CONFIG, Kind.CLIENT, Kind.SATURATED})
+"""Failures of a probe that an endpoint must be alive for: a proxy that hides `/health` hides no model."""
+
+DOWN_AFTER: Mapping[Kind, int] = {Kind.TIMEOUT: 3, Kind.TRUNCATED: 2, Kind.MALFORMED: 2}
+"""How many probes in a row must fail so; a kind that is in neither table puts the endpoint down at once."""
 
 Get = Callable[[str], Awaitable[bytes]]
 """GET a path of one endpoint; raises `AttemptFailed`."""
@@ -47,11 +50,12 @@ async def check(get: Get, ask: Callable[[Get], Awaitable[Finding]], *, limit_s: 
     except TimeoutError:
         return Finding(failure=Kind.TIMEOUT, detail="timeout")
     except AttemptFailed as error:
-        return Finding(failure=error.outcome.kind, detail=_detail(error.outcome))
+        kind = error.outcome.kind
+        return Finding(failure=None if kind in ALIVE else kind, detail=_detail(error.outcome))
 
 
 def note(pool: Pool, state: EndpointState, found: Finding, now: float) -> None:
-    """Let a finding take effect. What is down loses the requests that still wait for their reply there."""
+    """Let a finding take effect. What goes down loses the requests that still wait for their reply there."""
     if found.failure is None:
         state.up, state.misses = True, 0
         state.version = found.version or state.version
@@ -61,7 +65,7 @@ def note(pool: Pool, state: EndpointState, found: Finding, now: float) -> None:
     if found.failure is Kind.TIMEOUT and now - state.heard_at < QUIET_S:
         return
     state.misses += 1
-    if state.misses >= DOWN_AFTER.get(found.failure, 1):
+    if state.up is not False and state.misses >= DOWN_AFTER.get(found.failure, 1):
         state.up = False
         state.cut_waiting()
 

@@ -28,8 +28,3 @@ def older(text: str, than: Version) -> bool:
 def vllm_says_reasoning_content(version: str) -> bool:
     """vLLM named the reasoning field `reasoning_content` before 0.12 (`reasoning` since; the old name gone by 0.16)."""
     return older(version, (0, 12))
-
-
-def vllm_refuses_large_max_tokens(version: str) -> bool:
-    """vLLM answers 400 to prompt + max_tokens > max_model_len; clamped since 0.32 (measured; 0.31 was not read)."""
-    return older(version, (0, 31))

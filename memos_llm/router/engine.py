@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from memos_llm.core.call import Call, Target
 from memos_llm.core.decision import Decision, Offer
 from memos_llm.core.errors import LLMError
-from memos_llm.core.events import Bus
+from memos_llm.core.events import Bus, KeyConcentrated
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Codecs, LiveFlags, Transport
+from memos_llm.router import split
 from memos_llm.router.answer import Answer
 from memos_llm.router.chain import RetryBudget
+from memos_llm.router.concentration import Concentration
 from memos_llm.router.decide import decide
 from memos_llm.router.run import CANCELLED, Run
 
@@ -33,6 +35,7 @@ class Engine:
         self.policy, self.live, self.codecs, self.bus, self.clock = policy, live, codecs, bus, clock
         self.transports = transports
         self.budget = RetryBudget()
+        self._concentration = Concentration()
 
     def decide(self, call: Call) -> Decision:
         """The decision for a call, nothing sent.
@@ -49,12 +52,19 @@ class Engine:
             LLMError: no target answered, or the request itself was refused.
         """
         decision = self.decide(call)
+        self._watch(call)
         run = Run(call, decision, self.policy(), self.transports, self.codecs, self.bus, self.clock, self.budget)
         try:
             return Answer(run, *await run.commit())
         except BaseException as error:
             run.end(run.failed if isinstance(error, LLMError) else CANCELLED)
             raise
+
+    def _watch(self, call: Call) -> None:
+        fingerprint = split.fingerprint(self.live.current().salt, call.key)
+        share = self._concentration.note(fingerprint, call.accepted_at)
+        if share is not None:
+            self.bus.emit(KeyConcentrated(fingerprint=fingerprint, share=share))
 
     def _offer(self, target: Target) -> Offer | None:
         transport = self.transports.get(target.provider)

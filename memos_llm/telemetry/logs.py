@@ -24,8 +24,10 @@ from memos_llm.core.events import (
     FellBack,
     FlagsChanged,
     InternalError,
+    KeyConcentrated,
     ProbeEnded,
     RequestEnded,
+    StoreState,
 )
 from memos_llm.core.ports import Clock
 
@@ -107,6 +109,15 @@ def _probe(event: ProbeEnded) -> Line:
     return level, "provider", {"provider": event.provider, "endpoint": event.endpoint, "up": event.up}
 
 
+def _store(event: StoreState) -> Line:
+    level: Level = "info" if event.reachable and not event.regressed else "error"
+    return level, "store", {"reachable": event.reachable, "regressed": event.regressed}
+
+
+def _concentrated(event: KeyConcentrated) -> Line:
+    return "warning", "key-concentrated", {"key_hmac": event.fingerprint, "share": round(event.share, 3)}
+
+
 def _internal_error(event: InternalError) -> Line:
     return "error", "internal-error", {"part": event.part, "error": event.error}
 
@@ -117,6 +128,8 @@ LINES: Mapping[type[Event], Callable[[Any], Line]] = {
     FlagsChanged: _flags,
     BreakerChanged: _breaker,
     ProbeEnded: _probe,
+    StoreState: _store,
+    KeyConcentrated: _concentrated,
     InternalError: _internal_error,
 }
 

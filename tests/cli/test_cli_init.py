@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cli_driver import Llmctl, folder, llmctl
+from cli_driver import DEAD, Llmctl, llmctl, working_in
 
 from memos_llm.cli.pairs import propose
 from memos_llm.emulators import OllamaEmulator, VllmEmulator
@@ -49,25 +49,20 @@ def test_a_name_is_paired_once() -> None:
     assert proposal.alone_here == ("qwen3:8b-q8_0",)
 
 
-async def test_init_finds_pairs_writes_and_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_init_finds_pairs_writes_and_seeds(tmp_path: Path) -> None:
     path = tmp_path / "new" / "memos.yaml"
     run = Llmctl(path)
-    ollama_models = ["qwen3:8b", "gemma3:4b", "nomic-embed-text"]
     async with (
-        OllamaEmulator(port=0, models=ollama_models) as ollama,
+        OllamaEmulator(port=0, models=["qwen3:8b", "gemma3:4b", "nomic-embed-text"]) as ollama,
         VllmEmulator(port=0, models=["Qwen/Qwen3-8B", "org/Other-1B"]) as vllm,
     ):
-        monkeypatch.setenv("OLLAMA_HOST", ollama.url)
-        monkeypatch.setenv("VLLM_BASE_URL", f"{vllm.url}/v1")
-        monkeypatch.setenv("VLLM_API_KEY", "canary-key")
-        written = await run.json("init")
+        servers = {"OLLAMA_HOST": ollama.url, "VLLM_BASE_URL": f"{vllm.url}/v1", "VLLM_API_KEY": "canary-key"}
+        written = await Llmctl(path, servers).json("init")
         assert written["pairs"] == {"qwen3:8b": "Qwen/Qwen3-8B"}
         assert written["unmatched"]["vllm"] == ["org/Other-1B"]
         text = path.read_text()
         assert "gemma3:4b" in text, "what has no partner is listed"
         assert "canary-key" not in text
-        for variable in ("OLLAMA_HOST", "VLLM_BASE_URL"):
-            monkeypatch.delenv(variable)
         checked = await run.json("config", "check")
         assert checked["providers"] == {"ollama": [ollama.url], "vllm": [vllm.url]}
         assert checked["models"]["qwen3:8b"]["vllm"] == "Qwen/Qwen3-8B"
@@ -86,11 +81,9 @@ async def test_init_overwrites_nothing_unasked(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_init_works_when_no_server_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
-    monkeypatch.setenv("VLLM_BASE_URL", "127.0.0.1:7")
-    with folder(tmp_path):
-        ran = llmctl("init")
+def test_init_works_when_no_server_answers(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        ran = llmctl("init", environ={"OLLAMA_HOST": DEAD[0], "VLLM_BASE_URL": DEAD[1]})
         assert ran.code == 0
         assert "neither server answers" in ran.out
         assert (tmp_path / "config" / "memos_llm.yaml").exists()

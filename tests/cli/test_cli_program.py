@@ -7,10 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_driver import LLMCTL, Llmctl, clean_environment, llmctl
+from cli_driver import LLMCTL, Llmctl, clean_environment, llmctl, write_config
 
 from memos_llm.cli import failures
 from memos_llm.core import errors
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Llmctl:
+    """On a store that nobody follows."""
+    return Llmctl(write_config(tmp_path))
+
 
 COMMANDS = [
     ["init"], ["serve"], ["status"], ["shift"], ["rollback"], ["rearm"], ["history"], ["explain"], ["emulate"],

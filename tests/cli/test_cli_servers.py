@@ -11,9 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli_driver import LLMCTL, clean_environment, llmctl
+from cli_driver import LLMCTL, clean_environment, llmctl, write_config
 
 LISTENING = re.compile(r"listening on (http://\S+)")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
 
 
 @contextmanager

@@ -1,8 +1,22 @@
 """`shift`, `rollback`, `rearm`, `status`, `history`, `explain`: they say the same, and refuse with a way out."""
 
+from pathlib import Path
+
 import pytest
-from cli_driver import Llmctl
+from cli_driver import Llmctl, write_config
 from stack import Stack
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Llmctl:
+    """On a store that nobody follows."""
+    return Llmctl(write_config(tmp_path))
+
+
+@pytest.fixture
+def fleet(stack: Stack, tmp_path: Path) -> Llmctl:
+    """Beside a gateway and two emulated back ends (`tests/stack.py`)."""
+    return Llmctl(tmp_path / "memos_llm.yaml")
 
 
 async def test_shift_status_history_and_explain_agree(fleet: Llmctl, stack: Stack) -> None:

@@ -66,6 +66,10 @@ async def test_a_dead_engine_is_down() -> None:
     assert (found.failure, found.detail) == (Kind.SERVER, "server 503")
 
 
+async def test_an_endpoint_that_answers_but_hides_its_health_is_up() -> None:
+    assert await check(server(), vllm.ask) == Finding(detail="config 404 route")
+
+
 async def test_silence_is_a_timeout_and_an_optional_document_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "OPTIONAL_S", 0.01)
 
@@ -94,7 +98,7 @@ class Setup:
         return self.state.up
 
 
-@pytest.mark.parametrize("kind", [Kind.CONNECT, Kind.SERVER, Kind.CONFIG])
+@pytest.mark.parametrize("kind", [Kind.CONNECT, Kind.SERVER])
 def test_a_refused_or_ill_endpoint_is_down_at_once(kind: Kind) -> None:
     assert Setup().note(kind) is False
 

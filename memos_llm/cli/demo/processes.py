@@ -21,13 +21,6 @@ GRACE_S = 4.0  # for a child to end by itself before it is killed
 LOG_TAIL_CHARS = 600
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def is_free(port: int) -> bool:
     """Whether a server could listen there. A port with connections in TIME_WAIT is free, as it is for the server."""
     with socket.socket() as probe:
@@ -42,14 +35,20 @@ def is_free(port: int) -> bool:
 class Child:
     """One running child."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path, log_from: int = 0) -> None:
         self.name, self.log, self.pid = name, log, process.pid
         self.expected_to_end = False
         self._process = process
+        self._log_from = log_from
 
     @property
     def running(self) -> bool:
         return self._process.returncode is None
+
+    @property
+    def said(self) -> str:
+        """What this child has written to its log so far."""
+        return self.log.read_bytes()[self._log_from :].decode(errors="replace")
 
     async def watch(self) -> None:
         """Returns once the child has ended as it was told to.
@@ -102,6 +101,7 @@ class Processes:
     async def start(self, name: str, command: Sequence[str]) -> Child:
         """Start a child; a restart goes on in the same log."""
         path = self._folder / f"{name}.log"
+        log_from = path.stat().st_size if path.exists() else 0
         with path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -111,7 +111,7 @@ class Processes:
                 env=self._environment,
                 start_new_session=True,
             )
-        child = Child(name, process, path)
+        child = Child(name, process, path, log_from)
         self._children.append(child)
         return child
 

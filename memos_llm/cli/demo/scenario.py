@@ -147,8 +147,7 @@ class Scenario:
 
     async def _bring_back(self) -> None:
         self._screen.command(shown("emulate", CANDIDATE, "--port", str(self._stack.vllm_port)) + " …")
-        await self._stack.start_vllm()
-        await self._stack.vllm_answers()
+        await self._stack.restart_vllm()
         back_s = time.monotonic()
         self._enter(Stage("vLLM back", self._tally.stages[-1].share_ppm))
         await self._diversion_ended(back_s + RECOVERY_LIMIT_S)
@@ -180,7 +179,7 @@ class Scenario:
             self._screen.command(shown(*_explain(session)))
             self._screen.say(
                 f"{document['provider']} ({document['model']}): arm {document['arm']}, reason {document['reason']}, "
-                f"slot {self.story.slots[session.id] / PPM:.1%}"
+                f"slot {self.story.slots[session.id] / PPM:.2%}"
             )
             self.story.explained.append({"session": session.id, **document})
             seen = self._last(session)

@@ -99,10 +99,10 @@ class Demo:
             await background.during(self._play(stack, background, cleaning))
 
     async def _play(self, stack: Stack, background: Background, cleaning: AsyncExitStack) -> None:
-        self._greet(stack)
+        self._screen.say("starting emulated Ollama and vLLM servers, and the gateway")
         for child in await stack.start():
             background.start(child.watch())
-        self._screen.say("both emulators and the gateway are up")
+        self._greet(stack)
         applications: list[Application] = [
             await cleaning.enter_async_context(OllamaApplication(stack.gateway)),
             await cleaning.enter_async_context(OpenAIApplication(stack.gateway)),
@@ -137,10 +137,14 @@ class Demo:
             await asyncio.sleep(REFRESH_S)
 
     def _greet(self, stack: Stack) -> None:
-        pace, taken = self._pace, "" if stack.port == DEFAULT_PORT else f" (port {DEFAULT_PORT} is taken)"
-        self._screen.say(f"gateway {stack.gateway}{taken}; emulated Ollama {stack.ollama}, vLLM {stack.vllm}")
-        self._screen.say(f"two applications (ollama SDK, openai SDK), {pace.sessions} conversations each")
-        self._screen.say(f"MEMOS_LLM_CONFIG={stack.config}", "dim")
+        taken = "" if stack.gateway.endswith(f":{DEFAULT_PORT}") else f" (port {DEFAULT_PORT} is taken)"
+        for line in (
+            f"gateway {stack.gateway}{taken}",
+            f"Ollama {stack.ollama}, vLLM {stack.vllm} (emulated)",
+            f"MEMOS_LLM_CONFIG={stack.config}",
+            f"two applications, on the ollama SDK and on the openai SDK, {self._pace.sessions} conversations each",
+        ):
+            self._screen.say(line)
 
     def _conclude(self, story: Story, counted: dict[str, int]) -> None:
         tally = self._tally

@@ -8,6 +8,7 @@ ports that users have.
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -19,18 +20,19 @@ import httpx
 
 from memos_llm.cli.demo.conversations import MODEL
 from memos_llm.cli.demo.failures import DemoFailed
-from memos_llm.cli.demo.processes import Child, Finished, Processes, free_port, is_free, tail
+from memos_llm.cli.demo.processes import Child, Finished, Processes, is_free, tail
 from memos_llm.core.flags import Flags
 from memos_llm.store import open_store
 
 FAULT = "MEMOS_LLM_DEMO_FAULT"  # a fault for both emulators: proves that the verdict can be no
 DEFAULT_PORT = 8200
 VLLM_MODEL = "Qwen/Qwen3-8B"
-OLLAMA_TTFT_S, VLLM_TTFT_S = 0.02, 0.05
+EMULATED = {"ollama": (MODEL, 0.02), "vllm": (VLLM_MODEL, 0.05)}  # model, seconds to the first token
 STALL_S = 8.0  # below the 15 s that the gateway gives a vLLM stream to begin
 START_LIMIT_S, COMMAND_LIMIT_S = 30.0, 30.0
 LOOK_S = 0.05
 HEALTHY = "healthy"
+_LISTENING = re.compile(r"listening on (http://[\d.:]+)")
 
 CONFIG = """\
 # Made by `llmctl demo`.
@@ -45,12 +47,11 @@ models:
 routing: {{share: 0.0}}
 rollback: {{enabled: false}}  # the demo kills vLLM to show the diversion, which comes and goes without a rollback
 store: sqlite:///{store}
-gateway: {{host: 127.0.0.1, port: {port}}}
 """
 
 
 class Stack:
-    """The three servers and the command line.
+    """The three servers and the command line; the addresses are known once `start` has returned.
 
     Args:
         folder: an empty folder for everything. processes: starts and ends the children.
@@ -58,10 +59,7 @@ class Stack:
 
     def __init__(self, folder: Path, processes: Processes) -> None:
         self.folder, self.config = folder, folder / "memos_llm.yaml"
-        self.port = DEFAULT_PORT if is_free(DEFAULT_PORT) else free_port()
-        self.gateway = f"http://127.0.0.1:{self.port}"
-        self._ports = {"ollama": free_port(), "vllm": free_port()}
-        self.ollama, self.vllm = (f"http://127.0.0.1:{port}" for port in self._ports.values())
+        self.gateway = self.ollama = self.vllm = ""
         self._processes = processes
         self._vllm: Child | None = None
         self._store_url = f"sqlite:///{folder / 'store' / 'memos_llm.db'}"
@@ -78,30 +76,27 @@ class Stack:
     @staticmethod
     def environment(folder: Path) -> dict[str, str]:
         """Of every child: this process's, without settings of the user's own installation."""
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MEMOS_LLM_", "OLLAMA_", "VLLM_"))
-        }
+        foreign = ("MEMOS_LLM_", "OLLAMA_", "VLLM_")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return own | {"HOME": str(folder), "MEMOS_LLM_CONFIG": str(folder / "memos_llm.yaml"), "NO_COLOR": "1"}
 
     async def start(self) -> list[Child]:
-        """Start all and wait until the gateway finds both back ends healthy.
+        """Start all and wait until the gateway finds both back ends healthy; the children that are to stay.
 
         Raises:
             DemoFailed: one did not come up.
         """
+        ollama, self._vllm = await asyncio.gather(self._emulate("ollama"), self._emulate("vllm"))
+        self.ollama, self.vllm = await asyncio.gather(_address(ollama), _address(self._vllm))
         self._write_config()
-        ollama = await self._emulate("ollama", MODEL, OLLAMA_TTFT_S)
-        vllm = await self.start_vllm()
-        gateway = await self._processes.start("gateway", llmctl("serve", "--seed", "--port", str(self.port)))
-        for child, url in ((ollama, self.ollama), (vllm, f"{self.vllm}/health"), (gateway, f"{self.gateway}/ready")):
-            await self._answers(child, url)
+        gateway = await self._start_gateway()
         await self._both_healthy(gateway)
         return [ollama, gateway]
 
-    async def start_vllm(self) -> Child:
-        """Start vLLM, for the first time or again on its port."""
-        self._vllm = await self._emulate("vllm", VLLM_MODEL, VLLM_TTFT_S)
-        return self._vllm
+    async def restart_vllm(self) -> None:
+        """Start vLLM again, where it was; returns once it listens."""
+        self._vllm = await self._emulate("vllm", self.vllm_port)
+        await _address(self._vllm)
 
     @property
     def vllm_pid(self) -> int:
@@ -111,11 +106,7 @@ class Stack:
 
     @property
     def vllm_port(self) -> int:
-        return self._ports["vllm"]
-
-    async def vllm_answers(self) -> None:
-        assert self._vllm is not None
-        await self._answers(self._vllm, f"{self.vllm}/health")
+        return int(self.vllm.rpartition(":")[2])
 
     async def stall_vllm(self) -> None:
         """From now on vLLM accepts requests and says nothing for a long while, as an overloaded one does."""
@@ -161,30 +152,30 @@ class Stack:
             model=MODEL,
             vllm_model=VLLM_MODEL,
             store=self._store_url.removeprefix("sqlite:///"),
-            port=self.port,
         )
         self.config.write_text(text)
 
-    async def _emulate(self, engine: str, model: str, ttft_s: float) -> Child:
-        options = ["--port", str(self._ports[engine]), "--model", model, "--ttft", f"{ttft_s:g}"]
+    async def _emulate(self, engine: str, port: int = 0) -> Child:
+        model, ttft_s = EMULATED[engine]
+        options = ["--port", str(port), "--model", model, "--ttft", f"{ttft_s:g}"]
         fault = os.environ.get(FAULT)
         options += ["--fault", fault] if fault else []
         return await self._processes.start(engine, llmctl("emulate", engine, *options))
 
-    async def _answers(self, child: Child, url: str) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
-        while not await self._is_up(url):
-            if not child.running:
-                raise DemoFailed(f"{child.name} did not start: {tail(child.log)}")
-            if time.monotonic() > deadline:
-                raise DemoFailed(f"{child.name} does not answer on {url}: {tail(child.log)}")
-            await pause()
-
-    async def _is_up(self, url: str) -> bool:
-        try:
-            return (await self._http.get(url)).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
+    async def _start_gateway(self) -> Child:
+        """On the default port if it can be had, even if somebody takes it at this moment; else on any."""
+        for port in (DEFAULT_PORT, 0) if is_free(DEFAULT_PORT) else (0,):
+            child = await self._processes.start("gateway", llmctl("serve", "--seed", "--port", str(port)))
+            child.expected_to_end = True
+            try:
+                self.gateway = await _address(child)
+            except DemoFailed:
+                if port == 0:
+                    raise
+            else:
+                child.expected_to_end = False
+                return child
+        raise AssertionError  # port 0 returns or raises
 
     async def _both_healthy(self, gateway: Child) -> None:
         deadline = time.monotonic() + START_LIMIT_S
@@ -199,6 +190,22 @@ class Stack:
 def llmctl(*arguments: str) -> list[str]:
     """The command line of this installation."""
     return [sys.executable, "-P", "-m", "memos_llm", *arguments]
+
+
+async def _address(child: Child) -> str:
+    """Where a server listens, once it says so.
+
+    Raises:
+        DemoFailed: it ended, or never said so.
+    """
+    deadline = time.monotonic() + START_LIMIT_S
+    while not (found := _LISTENING.search(child.said)):
+        if not child.running:
+            raise DemoFailed(f"{child.name} did not start: {tail(child.log)}")
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{child.name} does not listen after {START_LIMIT_S:g} s: {tail(child.log)}")
+        await pause()
+    return found[1]
 
 
 def shown(*arguments: str) -> str:
