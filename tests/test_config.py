@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memos_llm.config import Settings, describe_settings, find, load, parse
+from memos_llm.config import Settings, describe_settings, find, load, parse, pending
 from memos_llm.core.call import Operation, Thinking
 from memos_llm.core.errors import ConfigError
 from memos_llm.core.policy import Endpoint
@@ -402,3 +402,25 @@ def test_every_setting_is_described() -> None:
 def test_components_are_all_that_the_configuration_names() -> None:
     text = "routing: {components: {mine: share}, component_rules: [{model: x, component: ruled}]}"
     assert {"default", "embedding", "synthesis", "mine", "ruled"} <= set(settings(text).components())
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("rollback: {error_rate: 0.1}", "rollback"),
+        ("shadow: {enabled: true}", "shadow"),
+        ("timeouts: {stall_s: 9}", "timeouts.stall_s"),
+        ("gateway: {allowed_hosts: [a]}", "gateway.allowed_hosts"),
+        ("gateway: {cors_origins: ['http://a']}", "gateway.cors_origins"),
+        ("gateway: {header_timeout_s: 9}", "gateway.header_timeout_s"),
+        ("providers: {ollama: {base_url: 'http://a', keep_warm: [m]}}", "providers.*.keep_warm"),
+    ],
+)
+def test_what_is_not_in_force_yet_is_said(text: str, key: str) -> None:
+    (line,) = pending(parse(text.encode(), {}))
+    assert line.startswith(f"{key} is not in force")
+
+
+def test_nothing_is_said_of_what_nobody_asked_for() -> None:
+    assert pending(parse(b"rollback: {enabled: false}", {})) == ()
+    assert pending(load(SHIPPED, {})) == ()

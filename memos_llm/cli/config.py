@@ -57,7 +57,7 @@ command(app, "show", short_help="Every setting in force.")(show)
 
 
 def _summary(cli: Cli, settings: "Settings") -> dict[str, Any]:
-    from memos_llm.config import find
+    from memos_llm.config import find, pending
 
     file = cli.config or find(cli.environ)
     specs = settings.provider_specs()
@@ -72,6 +72,7 @@ def _summary(cli: Cli, settings: "Settings") -> dict[str, Any]:
         "share": settings.routing.share,
         "pins": dict(settings.policy().pins),
         "store": settings.show()["store"],
+        "pending": list(pending(settings)),
     }
 
 
@@ -88,6 +89,7 @@ def _view(found: dict[str, Any]) -> Iterator[str]:
         yield f"  pin        {component} -> {provider}"
     yield f"  share      {found['share']:g} (for a new store)"
     yield f"  store      {found['store']}"
+    yield from (f"  note       {line}" for line in found["pending"])
 
 
 def _lines(value: Any, key: str) -> Iterator[str]:

@@ -44,9 +44,12 @@ def serve(
 
     import uvloop
 
+    from memos_llm.config import pending
     from memos_llm.gateway.serve import serve as run
 
     settings = cli.settings
+    for line in pending(settings):
+        cli.out.warn(line)
     host = host or settings.gateway.host
     _check_exposure(settings, host, insecure=insecure)
     listener = _bind(host, settings.gateway.port if port is None else port)

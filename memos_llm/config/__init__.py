@@ -9,6 +9,7 @@ Logic never reads settings: it is given `Settings.policy()` and `Settings.provid
 
 from memos_llm.config.introspect import Setting, describe_settings
 from memos_llm.config.load import SEARCH_PATHS, find, load, parse
+from memos_llm.config.pending import pending
 from memos_llm.config.settings import Settings
 
-__all__ = ["SEARCH_PATHS", "Setting", "Settings", "describe_settings", "find", "load", "parse"]
+__all__ = ["SEARCH_PATHS", "Setting", "Settings", "describe_settings", "find", "load", "parse", "pending"]
