@@ -16,6 +16,7 @@ from memos_llm.bench.run import QUICK, Plan, run
 from memos_llm.bench.subjects import NotStarted
 
 MAX_RATIO = 2.5
+PLAIN_WIDTH = 110  # in a file or a log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NotStarted, WrongAnswer) as error:
         messages.print(f"bench: error: {error}", markup=False)
         return 4
-    Console().print(render(report))
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(render(report))
     if options.output:
         options.output.write_bytes(dump(report))
     return 0 if report.passed else 1

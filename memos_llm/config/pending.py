@@ -6,6 +6,8 @@ Said by `serve` and `config check`: nobody must believe in a rollback that will 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from pydantic import BaseModel
+
 from memos_llm.config import schema
 
 
@@ -16,7 +18,7 @@ class Pending(NamedTuple):
     instead: str
 
 
-def _set(section: Callable[[schema.Root], schema.Section], key: str) -> Callable[[schema.Root], bool]:
+def _set(section: Callable[[schema.Root], BaseModel], key: str) -> Callable[[schema.Root], bool]:
     return lambda root: key in section(root).model_fields_set
 
 

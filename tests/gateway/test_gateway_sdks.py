@@ -20,7 +20,7 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-SCHEMA = {
+SCHEMA: dict[str, object] = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "degrees": {"type": "integer"}},
     "required": ["city", "degrees"],
@@ -70,9 +70,9 @@ async def test_ollama_chat_stream_adds_up(side: Side) -> None:
 
 async def test_ollama_generate(side: Side) -> None:
     whole = await side.native.generate("qwen3:8b", "Why is the sky blue?", think=False)
-    assert whole.response.startswith(side.voice)
+    assert (whole.response or "").startswith(side.voice)
     chunks = [c async for c in await side.native.generate("qwen3:8b", "Why is the sky blue?", think=False, stream=True)]
-    assert "".join(c.response for c in chunks) == whole.response
+    assert "".join(c.response or "" for c in chunks) == whole.response
     assert chunks[-1].done_reason == "stop"
 
 

@@ -148,10 +148,18 @@ async def test_a_reused_connection_that_ends_before_any_byte_is_tried_once_more(
 
 
 async def test_the_retry_uses_no_other_pooled_connection(client: AiohttpClient) -> None:
-    stale = answer_once_then_hang_up_on_the_next
+    all_there = asyncio.Event()
+
+    async def stale(connection: Connection) -> None:
+        await connection.request()
+        if server.accepted == 3:
+            all_there.set()
+        await all_there.wait()
+        await connection.answer(b"first")
+        await connection.request()
+
     async with RawServer(stale, stale, stale, serve) as server:
-        first = [await post(client, server.url) for _ in range(3)]
-        for reply in first:
+        for reply in await asyncio.gather(*(post(client, server.url) for _ in range(3))):
             await read_all(reply)
         assert await read_all(await post(client, server.url)) == b"hello"
         assert server.accepted == 4

@@ -279,7 +279,7 @@ async def test_an_exhausted_chain_names_its_last_failure(kind: Kind, error: type
     both = failed(kind, status=401 if kind is Kind.CONFIG else 0, retry_after_s=7.0)
     bench = Bench(FakeTransport("vllm", both), FakeTransport("ollama", both))
     with pytest.raises(error) as caught:
-        await bench.run()
+        await bench.run(wait_s=0.2)
     assert (caught.value.http_status, caught.value.request_id, caught.value.provider) == (status, "r", "ollama")
     assert caught.value.retry_after_s == 7.0
     bench.end()

@@ -13,6 +13,7 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._failed: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         return self
@@ -26,6 +27,7 @@ class Background:
         """Begin; one that returns is simply over."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
+        task.add_done_callback(self._over)
         return task
 
     async def during(self, story: Coroutine[Any, Any, T]) -> T:
@@ -34,16 +36,19 @@ class Background:
         Raises:
             what the story, or a task beside it, raises first.
         """
-        main = asyncio.create_task(story)
+        main, failing = asyncio.create_task(story), asyncio.create_task(self._failed.get())
         try:
-            while not main.done():
-                done, _ = await asyncio.wait({main, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & self._tasks:
-                    self._tasks.discard(task)
-                    task.result()
+            await asyncio.wait({main, failing}, return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result().result()
             return main.result()
         finally:
-            await _end({main})
+            await _end({main, failing})
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failed.put_nowait(task)
 
 
 async def _end(tasks: set[asyncio.Task[Any]]) -> None:

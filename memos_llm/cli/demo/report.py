@@ -51,9 +51,9 @@ def show(report: Report, console: Console) -> None:
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", caption=_caption(report), caption_justify="left")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", caption=_caption(report), caption_justify="left")
     table.add_column("stage", no_wrap=True)
-    for name in ("s", "requests", "expected", "on vLLM", "99.9%", "errors", "fallbacks", "p95"):
+    for name in ("s", "requests", "expected", "on vLLM", "99.9%", "errors", "fallbacks", "p95 ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         fits = row.observed == row.expected and row.low <= row.observed <= row.high
@@ -66,15 +66,15 @@ def _table(report: Report) -> Table:
             f"{row.low}–{row.high}",
             Text(str(row.errors), "bold red" if row.errors else "green"),
             str(row.fallbacks),
-            f"{row.p95_ms:.0f} ms",
+            f"{row.p95_ms:.0f}",
         )
     return table
 
 
 def _caption(report: Report) -> str:
     return (
-        " conversations: expected on vLLM by the split, seen there, and the bounds\n"
-        " that 99.9% of fair splits stay in. fallbacks: Ollama answered for vLLM."
+        "Conversations: expected on vLLM by the split, seen there, and the bounds that\n"
+        "99.9% of fair splits stay in. Fallbacks: requests that Ollama answered for vLLM."
     )
 
 

@@ -49,7 +49,6 @@ class Story:
 
     slots: Slots = field(default_factory=dict)
     waiting_at_kill: int = 0
-    rescued: int = 0
     diversion_ended_s: float = 0.0
     explained: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -119,7 +118,6 @@ class Scenario:
         await self._tally.quiet()
         await self._hold(self._pace.dead_s)
         await self._explain_diversion()
-        self.story.rescued = sum(one.fell_back for one in self._tally.of_stage(len(self._tally.stages) - 1))
 
     async def _wait_for_waiting(self) -> int:
         share_ppm, deadline = self._tally.stages[-1].share_ppm, time.monotonic() + WAITING_LIMIT_S

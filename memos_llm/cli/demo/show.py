@@ -156,7 +156,7 @@ class Demo:
             requests=len(tally.served),
             errors=len(tally.problems),
             waiting_at_kill=story.waiting_at_kill,
-            rescued=story.rescued,
+            rescued=sum(one.fell_back for one in tally.served if tally.stages[one.stage].dead),
             diversion_ended_s=round(story.diversion_ended_s, 3),
             explained=story.explained,
             gateway_counted=dict(counted),

@@ -86,8 +86,8 @@ class Stack:
         Raises:
             DemoFailed: one did not come up.
         """
-        ollama, self._vllm = await asyncio.gather(self._emulate("ollama"), self._emulate("vllm"))
-        self.ollama, self.vllm = await asyncio.gather(_address(ollama), _address(self._vllm))
+        ollama, vllm = await self._emulate("ollama"), await self._emulate("vllm")
+        self.ollama, self.vllm, self._vllm = await _address(ollama), await _address(vllm), vllm
         self._write_config()
         gateway = await self._start_gateway()
         await self._both_healthy(gateway)
