@@ -24,7 +24,7 @@ from memos_llm.providers.client import AiohttpClient
 from memos_llm.providers.health import Prober
 from memos_llm.router.engine import Engine
 from memos_llm.store import open_store
-from memos_llm.telemetry.logs import RequestLog, configure
+from memos_llm.telemetry.logs import LINES, RequestLog, configure
 from memos_llm.telemetry.metrics import Metrics
 
 STATE_DIR = Path("~/.local/state/memos_llm")  # expanded when used: HOME may change
@@ -96,7 +96,7 @@ async def open_runtime(
         components=settings.components(),
         models=tuple(settings.models),
     )
-    bus.subscribe("metrics", metrics.on_event)
+    bus.subscribe("metrics", metrics.on_event, *metrics.kinds)
     logs = _open_logs(settings, bus) if log else None
     live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
     client = AiohttpClient()
@@ -117,7 +117,7 @@ async def open_runtime(
 def _open_logs(settings: Settings, bus: Bus) -> RequestLog:
     configure(settings.gateway.log_level)
     logs = RequestLog()
-    bus.subscribe("log", logs.on_event)
+    bus.subscribe("log", logs.on_event, *LINES)
     return logs
 
 

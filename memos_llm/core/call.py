@@ -5,7 +5,7 @@ A `Call` is made once, at the edge (gateway or library), and never changes. A co
 """
 
 from collections.abc import Mapping
-from enum import IntFlag, StrEnum
+from enum import IntEnum, IntFlag, StrEnum
 
 from msgspec import Raw, Struct
 
@@ -36,8 +36,11 @@ OPERATIONS: Mapping[Wire, Operation] = {
 }
 
 
-class Part(IntFlag):
-    """What a frame holds. 0 is preamble: the role chunk, a comment, an empty delta."""
+class Part(IntEnum):
+    """What a frame holds, or-ed. 0 is preamble: the role chunk, a comment, an empty delta.
+
+    No IntFlag: its `&` costs fifteen times an int's (0.6 µs), for every event of every stream.
+    """
 
     PREAMBLE = 0
     CONTENT = 1
@@ -153,8 +156,8 @@ class WireRequest(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True, gc=False):
-    """Whole events (or a whole non-streaming answer) on the caller's wire, ready to be written."""
+    """Whole events (or a whole non-streaming answer) on the caller's wire, ready to be written; `parts` of `Part`."""
 
     data: bytes
-    parts: Part
+    parts: int
     usage: Usage | None = None

@@ -5,6 +5,7 @@ guard. A listener must return at once; what it raises is caught, counted as `Int
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -139,25 +140,50 @@ class Bus:
     """Synchronous fan-out. Order of listeners is order of subscription."""
 
     def __init__(self) -> None:
-        self._listeners: list[tuple[str, Listener]] = []
+        self._subscriptions: list[Subscription] = []
+        self._by_kind: dict[type[Event], tuple[Subscription, ...]] = {}
 
-    def subscribe(self, part: str, listener: Listener) -> None:
-        """Add a listener; `part` names it should it ever raise."""
-        self._listeners.append((part, listener))
+    def subscribe(self, part: str, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
+        """Add a listener for some kinds of event, or all. `part` names it should it ever raise.
+
+        Returns:
+            What takes it off again.
+        """
+        subscription = Subscription(part, listener, kinds)
+        self._subscriptions.append(subscription)
+        self._by_kind.clear()
+
+        def unsubscribe() -> None:
+            if subscription in self._subscriptions:
+                self._subscriptions.remove(subscription)
+                self._by_kind.clear()
+
+        return unsubscribe
 
     def emit(self, event: Event) -> None:
-        for part, listener in self._listeners:
+        for subscription in self._by_kind.get(type(event)) or self._listening(type(event)):
             try:
-                listener(event)
+                subscription.listener(event)
             except Exception as error:  # noqa: BLE001 - a failing sink must never reach a request
-                self._report(part, error)
+                self._report(subscription, error)
 
-    def _report(self, failed: str, error: Exception) -> None:
-        event = InternalError(part=failed, error=type(error).__name__)
-        for part, listener in self._listeners:
-            if part == failed:
+    def _listening(self, kind: type[Event]) -> "tuple[Subscription, ...]":
+        found = tuple(s for s in self._subscriptions if not s.kinds or kind in s.kinds)
+        self._by_kind[kind] = found
+        return found
+
+    def _report(self, failed: "Subscription", error: Exception) -> None:
+        event = InternalError(part=failed.part, error=type(error).__name__)
+        for subscription in self._listening(InternalError):
+            if subscription is failed:
                 continue
             try:
-                listener(event)
+                subscription.listener(event)
             except Exception:  # noqa: BLE001, S112 - the report of a failure must not fail the request either
                 continue
+
+
+class Subscription(NamedTuple):
+    part: str
+    listener: Listener
+    kinds: tuple[type[Event], ...]

@@ -76,7 +76,7 @@ class Inference:
             call = calls.build(
                 reply.dialect, body, headers, place, self._policy(), id=reply.id, accepted_at=accepted_at
             )
-            await self._answer(call, receive, reply)
+            await self._answer(call, scope, reply)
         except ClientLeft:
             return
         except LLMError as error:
@@ -95,8 +95,8 @@ class Inference:
         except TimeoutError:
             raise RequestTimeout(f"the request body did not arrive within {self._body_timeout_s:g} s") from None
 
-    async def _answer(self, call: Call, receive: Receive, reply: "_Reply") -> None:
-        watch = DisconnectWatch(receive)
+    async def _answer(self, call: Call, scope: Scope, reply: "_Reply") -> None:
+        watch = DisconnectWatch(scope)
         try:
             exchange = await self._engine.open(call)
             try:

@@ -11,10 +11,30 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from memos_llm.gateway.asgi import CONNECTION
 
 PREDRAIN_S = 0.5
+
+
+class ClientConnection(HttpToolsProtocol):
+    """uvicorn's protocol, which also tells a running request at once that its client has left."""
+
+    on_left: Callable[[], None] | None = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        extensions: dict[str, Any] = {CONNECTION: self}
+        self.scope["extensions"] = extensions
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.on_left is not None:
+            self.on_left()
 
 
 class Server(uvicorn.Server):
@@ -58,11 +78,12 @@ def build(app: object, *, drain_s: float, header_bytes: int = 65_536) -> Server:
     return Server(
         uvicorn.Config(
             app,  # type: ignore[arg-type]  # our ASGI types are narrower than uvicorn's
-            http="httptools",
+            http=ClientConnection,
             loop="uvloop",
             lifespan="off",
             access_log=False,
             log_config=None,
+            proxy_headers=False,
             server_header=False,
             date_header=False,
             timeout_keep_alive=75,

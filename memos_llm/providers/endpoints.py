@@ -100,7 +100,7 @@ class Pool:
         self._states = {e.url: EndpointState(e, Breaker(limits, rng), canonical) for e in endpoints}
         self._serving: dict[str, tuple[EndpointState, ...]] = {}
         self._turn = 0
-        bus.subscribe(f"breaker.{provider}", self._on_event)
+        bus.subscribe(f"breaker.{provider}", self._on_event, AttemptEnded)
 
     def __iter__(self) -> Iterator[EndpointState]:
         return iter(self._states.values())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from memos_llm.core.call import Frame, Part, Usage
+from memos_llm.core.call import Frame, Usage
 from memos_llm.core.errors import AttemptFailed, StreamBroken
 from memos_llm.core.outcome import OK, Outcome
 from memos_llm.router.attempt import Attempt
@@ -75,7 +75,7 @@ def _merged(frames: Sequence[Frame]) -> Frame:
     """Events that arrived together leave together."""
     if len(frames) == 1:
         return frames[0]
-    parts, usage = Part.PREAMBLE, None
+    parts, usage = 0, None
     for frame in frames:
         parts |= frame.parts
         usage = frame.usage or usage

@@ -6,7 +6,7 @@ commit point every failure is an `AttemptFailed` and the chain may go on; after 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from msgspec.structs import replace
 
@@ -15,9 +15,11 @@ from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Clock, Codec, Decoder, Reply, Transport
 from memos_llm.router.chain import Try
+from memos_llm.router.idle import IdleWatch
 
 EOF_GRACE_S = 1.0  # for the end of the body once the terminal marker is there; the connection is reused only then
 MAX_PREAMBLE_BYTES = 262_144  # a back end that sends this much and no content is not answering
+CONTENT, END = int(Part.CONTENT), int(Part.END)
 COMMITS = Part.CONTENT | Part.FINISH
 
 
@@ -37,6 +39,7 @@ class Attempt:
         self.started_at = clock()
         self._reply: Reply | None = None
         self._decoder: Decoder | None = None
+        self._idle: IdleWatch | None = None
 
     async def commit(self, request_id: str) -> list[Frame]:
         """The frames up to the commit point.
@@ -58,13 +61,8 @@ class Attempt:
         """
         while not self._eof:
             try:
-                async with asyncio.timeout(EOF_GRACE_S if self.complete else idle_s):
-                    frames = await self._read()
-            except (TimeoutError, AttemptFailed) as error:
-                if self.complete:
-                    return ()
-                if isinstance(error, AttemptFailed):
-                    raise
+                frames = await self._rest() if self.complete else await self._next(idle_s)
+            except TimeoutError:
                 raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="idle")) from None
             if frames:
                 return frames
@@ -72,6 +70,8 @@ class Attempt:
 
     async def aclose(self) -> None:
         """Ends the attempt; before the end of the answer that aborts it upstream."""
+        if self._idle is not None:
+            self._idle.close()
         if self._reply is not None:
             await self._reply.aclose()
 
@@ -81,7 +81,7 @@ class Attempt:
         held: list[Frame] = []
         size = 0
         while not self._eof:
-            frames = await self._read()
+            frames = self._decoded(await self._read())
             held += frames
             if any(frame.parts & COMMITS for frame in frames):
                 break
@@ -100,26 +100,41 @@ class Attempt:
                 error.client_body = b""
             raise
 
-    async def _read(self) -> Sequence[Frame]:
+    async def _next(self, idle_s: float) -> Sequence[Frame]:
+        if self._idle is None:
+            self._idle = IdleWatch(idle_s)
+        return self._decoded(await self._idle.read(self._read))
+
+    async def _rest(self) -> Sequence[Frame]:
+        """Nothing after the terminal marker can hurt a whole answer: wait a moment for the end of the body."""
+        try:
+            async with asyncio.timeout(EOF_GRACE_S):
+                return self._decoded(await self._read())
+        except (TimeoutError, AttemptFailed):
+            self._eof = True
+            return ()
+
+    def _read(self) -> Awaitable[bytes]:
         assert self._reply is not None
+        return self._reply.read()
+
+    def _decoded(self, chunk: bytes) -> Sequence[Frame]:
         assert self._decoder is not None
-        chunk = await self._reply.read()
         if chunk:
             frames = self._decoder.feed(chunk)
         else:
-            self._eof = True
             frames = self._decoder.eof()
-            self.complete = True
+            self._eof = self.complete = True
         for frame in frames:
             self._note(frame)
         return frames
 
     def _note(self, frame: Frame) -> None:
-        if frame.parts & Part.CONTENT:
+        if frame.parts & CONTENT:
             self.last_content_at = self._clock()
             if self.first_content_at is None:
                 self.first_content_at = self.last_content_at
-        if frame.parts & Part.END:
+        if frame.parts & END:
             self.complete = True
         if frame.usage is not None:
             self.usage = frame.usage

@@ -89,6 +89,11 @@ class Metrics:
         if handler is not None:
             handler(event)
 
+    @property
+    def kinds(self) -> tuple[type[Event], ...]:
+        """The events it counts."""
+        return tuple(self._handlers)
+
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
         return generate_latest(_WithoutCreated(self._registry)), CONTENT_TYPE_LATEST

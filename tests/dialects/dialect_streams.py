@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from memos_llm.core.call import Call, Frame, ModelSettings, Part, Target, Usage, Wire
+from memos_llm.core.call import Call, Frame, ModelSettings, Target, Usage, Wire
 from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Decoder
 from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
@@ -97,9 +97,9 @@ def run(decoder: Decoder, chunks: Sequence[bytes]) -> list[Frame]:
     return frames + list(decoder.eof())
 
 
-def told(frames: Sequence[Frame]) -> tuple[bytes, Part, Usage | None]:
+def told(frames: Sequence[Frame]) -> tuple[bytes, int, Usage | None]:
     """The whole of what was told, whatever the frames' borders."""
-    parts, usage = Part.PREAMBLE, None
+    parts, usage = 0, None
     for frame in frames:
         parts |= frame.parts
         usage = frame.usage or usage

@@ -253,7 +253,7 @@ def test_only_the_top_level_model_is_rewritten(raw: bytes, rewritten: bytes) -> 
         (sse(chunk({"content": "x"}), chunk({}, "stop"), USAGE, "[DONE]"), EVERYTHING),
     ],
 )
-def test_openai_events_are_told_apart(event: bytes, parts: Part) -> None:
+def test_openai_events_are_told_apart(event: bytes, parts: int) -> None:
     (frame,) = decoder(openai_call(**ASKED)).feed(event)
     assert (frame.data, frame.parts) == (event, parts)
 
@@ -271,7 +271,7 @@ def test_openai_events_are_told_apart(event: bytes, parts: Part) -> None:
         ({"response": "x", "done": True, "eval_count": 2}, EVERYTHING),
     ],
 )
-def test_native_records_are_told_apart(record: dict[str, Any], parts: Part) -> None:
+def test_native_records_are_told_apart(record: dict[str, Any], parts: int) -> None:
     line = msgspec.json.encode(record) + b"\n"
     (frame,) = decoder(make_call(CHAT, {"model": "m", "messages": USER})).feed(line)
     assert (frame.data, frame.parts) == (line, parts)

@@ -181,7 +181,7 @@ def test_vllm_s_own_times_are_preferred() -> None:
 
 def test_parts_and_usage_are_told() -> None:
     first, last = frames_of(CHAT, ROLE, chunk({"content": "x"}), STOPPED, USAGE, "[DONE]")
-    assert first.parts is Part.CONTENT
+    assert first.parts == Part.CONTENT
     assert (last.parts, last.usage) == (Part.FINISH | Part.USAGE | Part.END, Usage(3, 2))
 
 
@@ -275,7 +275,7 @@ def test_what_follows_the_end_is_ignored() -> None:
 # --- cuts -------------------------------------------------------------------------------------------------------------
 
 
-def same(call: Call, chunks: list[bytes]) -> tuple[list[dict[str, Any]], Part, Usage | None]:
+def same(call: Call, chunks: list[bytes]) -> tuple[list[dict[str, Any]], int, Usage | None]:
     """All that was told but for the durations, which grow with the number of reads."""
     data, parts, usage = told(run(decoder(call, split_think_tags=True), chunks))
     return records(re.sub(rb'"\w+_duration":\d+', b'"duration":0', data)), parts, usage

@@ -14,6 +14,11 @@ from memos_llm.cli.demo.checks import Row
 from memos_llm.core.flags import PPM
 
 
+LEGEND = """\
+Conversations: expected on vLLM by the split, seen there, and the bounds that
+99.9% of fair splits stay in. Fallbacks: requests that Ollama answered for vLLM."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything that the demo found. `failures` is empty if and only if the verdict is yes."""
@@ -47,11 +52,12 @@ def show(report: Report, console: Console) -> None:
     """Table and verdict."""
     console.print()
     console.print(_table(report))
+    console.print(LEGEND, style="dim", soft_wrap=True)
     console.print(_verdict(report), soft_wrap=True)
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", caption=_caption(report), caption_justify="left")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("stage", no_wrap=True)
     for name in ("s", "requests", "expected", "on vLLM", "99.9%", "errors", "fallbacks", "p95 ms"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -69,13 +75,6 @@ def _table(report: Report) -> Table:
             f"{row.p95_ms:.0f}",
         )
     return table
-
-
-def _caption(report: Report) -> str:
-    return (
-        "Conversations: expected on vLLM by the split, seen there, and the bounds that\n"
-        "99.9% of fair splits stay in. Fallbacks: requests that Ollama answered for vLLM."
-    )
 
 
 def _verdict(report: Report) -> Text:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +146,7 @@ class Demo:
         ):
             self._screen.say(line)
 
-    def _conclude(self, story: Story, counted: dict[str, int]) -> None:
+    def _conclude(self, story: Story, counted: Mapping[str, int]) -> None:
         tally = self._tally
         found = [*failures(tally, story.slots), *story.failures, *_miscounted(tally, counted)]
         self.report = Report(
@@ -193,12 +193,12 @@ class Demo:
             self._console.print(line, markup=False, soft_wrap=True)
 
 
-def _miscounted(tally: Tally, counted: dict[str, int]) -> list[str]:
-    """The gateway's own metrics must tell of the same answers that the clients got."""
+def _miscounted(tally: Tally, counted: Mapping[str, int]) -> list[str]:
+    """The gateway's own metrics must tell of the answers that the clients got; of more, if somebody else called it."""
     seen = {provider: sum(o.provider == provider and not o.problem for o in tally.served) for provider in PROVIDERS}
-    if tally.problems or all(counted.get(provider, 0) == n for provider, n in seen.items()):
+    if all(counted.get(provider, 0) >= n for provider, n in seen.items()):
         return []
-    return [f"the gateway's metrics count {dict(counted)} answers, the clients {seen}"]
+    return [f"the gateway's metrics count {dict(counted)} answers, the clients got {seen}"]
 
 
 async def _interruption(signalled: "asyncio.Future[int]") -> NoReturn:

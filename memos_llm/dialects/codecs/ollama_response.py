@@ -16,7 +16,6 @@ from memos_llm.dialects.codecs.decoder import (
     CONTENT,
     END,
     FINISH,
-    PARTS,
     USAGE,
     WHOLE,
     counted,
@@ -226,7 +225,7 @@ class NativeReader:
         self._ended = True
         ending = self._watch.ending(self._finish, self._usage, self._times)
         bits = FINISH | END | (USAGE if self._usage else 0)
-        return Frame(self._record(Said(), ending) + b"\n", PARTS[bits], self._usage)
+        return Frame(self._record(Said(), ending) + b"\n", bits, self._usage)
 
     def whole(self, body: bytes) -> Frame:
         """A non-streaming answer as one object."""
@@ -241,7 +240,7 @@ class NativeReader:
             raise truncated()
         self._note(document)
         data = self._record(self._whole(choice), self._watch.ending(reason, self._usage, self._times))
-        return Frame(data, PARTS[WHOLE | (USAGE if self._usage else 0)], self._usage)
+        return Frame(data, WHOLE | (USAGE if self._usage else 0), self._usage)
 
     def _note(self, document: _Document) -> None:
         self._times = document.metrics or self._times
@@ -265,7 +264,7 @@ class NativeReader:
 
     def _frame(self, said: list[Said], coming: bool) -> Frame:
         data = b"".join(self._record(one) + b"\n" for one in said)
-        return Frame(data, PARTS[CONTENT if coming or said else 0])
+        return Frame(data, CONTENT if coming or said else 0)
 
     def _texts(self, content: str, delta: _Delta) -> list[Said]:
         thinking = delta.reasoning or delta.reasoning_content

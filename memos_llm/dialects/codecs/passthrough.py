@@ -14,7 +14,6 @@ from memos_llm.dialects.codecs.decoder import (
     CONTENT,
     END,
     FINISH,
-    PARTS,
     USAGE,
     WHOLE,
     counted,
@@ -96,10 +95,10 @@ class OpenAIReader:
     def read(self, event: Event) -> Frame | None:
         data = event.data
         if data is None:
-            return Frame(event.raw, PARTS[0])
+            return Frame(event.raw, 0)
         if data == b"[DONE]":
             self.finish()
-            return Frame(event.raw, PARTS[END])
+            return Frame(event.raw, END)
         try:
             chunk = _chunk(data)
         except FAILURES as error:
@@ -123,7 +122,7 @@ class OpenAIReader:
         for choice in answer.choices:
             _check_finish(choice, body)
         usage = answer.usage and counted(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-        return Frame(self._named(body, answer.model), PARTS[WHOLE | (USAGE if usage else 0)], usage or None)
+        return Frame(self._named(body, answer.model), WHOLE | (USAGE if usage else 0), usage or None)
 
     def _frame(self, raw: bytes, chunk: _Chunk) -> Frame:
         if chunk.error is not None or chunk.model == "":  # Ollama's /v1 swallows an error into a nameless chunk
@@ -135,8 +134,8 @@ class OpenAIReader:
             usage = counted(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
             bits |= USAGE if usage else 0
             if self._hides_usage and not chunk.choices:
-                return Frame(b"", PARTS[bits], usage)
-        return Frame(self._named(raw, chunk.model), PARTS[bits], usage)
+                return Frame(b"", bits, usage)
+        return Frame(self._named(raw, chunk.model), bits, usage)
 
     def _bits(self, choice: _Choice) -> int:
         delta = choice.delta
@@ -173,7 +172,7 @@ class OllamaReader:
 
     def read(self, event: Event) -> Frame | None:
         if event.data is None:
-            return Frame(event.raw, PARTS[0])
+            return Frame(event.raw, 0)
         record = _decoded(event.data)
         if record.error is not None:
             raise failed(record.error)
@@ -197,9 +196,9 @@ class OllamaReader:
         if record.model and record.model != self._caller:
             raw = self._echo.rewrite(raw, record.model)
         if not record.done:
-            return Frame(raw, PARTS[bits])
+            return Frame(raw, bits)
         usage = counted(record.prompt_eval_count, record.eval_count)
-        return Frame(raw, PARTS[bits | FINISH | END | (USAGE if usage else 0)], usage)
+        return Frame(raw, bits | FINISH | END | (USAGE if usage else 0), usage)
 
 
 def _decoded(data: bytes) -> _Record:

@@ -32,7 +32,7 @@ class Table:
         self._translations = translations
 
     def find(self, call: Call, offer: Offer) -> Codec | None:
-        if call.needs & ~offer.features:
+        if call.needs and call.needs & ~offer.features:
             return None
         if call.wire in offer.wires:
             return self._identity
