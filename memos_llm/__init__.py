@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from memos_llm.core.ports import LLMProvider
     from memos_llm.core.responses import EmbeddingResponse, LLMResponse, StreamChunk, ToolCall
     from memos_llm.library import Router, SyncRouter
+    from memos_llm.providers.typed import OllamaProvider, VllmProvider
 
 __version__ = VERSION
 
@@ -53,6 +54,7 @@ _HOMES = {
     "memos_llm.core.ports": ("LLMProvider",),
     "memos_llm.core.responses": ("EmbeddingResponse", "LLMResponse", "StreamChunk", "ToolCall"),
     "memos_llm.library": ("Router", "SyncRouter"),
+    "memos_llm.providers.typed": ("OllamaProvider", "VllmProvider"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -69,6 +71,7 @@ __all__ = [
     "LLMResponse",
     "ModelNotFound",
     "NotOffered",
+    "OllamaProvider",
     "Overloaded",
     "Refused",
     "Router",
@@ -79,6 +82,7 @@ __all__ = [
     "Timeout",
     "ToolCall",
     "Unavailable",
+    "VllmProvider",
     "__version__",
 ]
 

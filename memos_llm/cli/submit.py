@@ -80,9 +80,12 @@ def dropped(before: Flags, after: Flags) -> dict[str, float]:
 def _lines(wanted: Command, before: Flags, after: Flags, followers: Confirmation) -> list[str]:
     of = "everything" if wanted.scope == GLOBAL else wanted.scope
     was, now = (percent(format_share(flags.share_ppm(wanted.scope))) for flags in (before, after))
-    latch = after.effective(wanted.scope)[1].latch
-    state = f", latched (incident {latch.incident})" if latch else ""
-    lines = [f"{wanted.provider}'s share of {of}: {was} -> {now}{state} (revision {after.revision})"]
+    if wanted.name == "rearm":
+        lines = [f"the latch of {of} is lifted; {wanted.provider}'s share stays {now} (revision {after.revision})"]
+    else:
+        latch = after.effective(wanted.scope)[1].latch
+        state = f", latched (incident {latch.incident})" if latch else ""
+        lines = [f"{wanted.provider}'s share of {of}: {was} -> {now}{state} (revision {after.revision})"]
     if followers.confirmed:
         lines.append(f"followed by {', '.join(followers.confirmed)}")
     return lines

@@ -4,7 +4,7 @@ client     HTTP (aiohttp)            breaker    state machine of one endpoint
 http       the `Transport`           endpoints  pool: which endpoint, and is it usable
 ollama     what is particular to it  health     probes and their driver
 vllm       what is particular to it  refusals   error answers → outcomes
-quirks     versions                  typed      `LLMProvider` over a `Transport`
+typed      `LLMProvider` over a `Transport`
 """
 
 from collections.abc import Mapping

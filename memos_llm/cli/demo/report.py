@@ -13,7 +13,6 @@ from rich.text import Text
 from memos_llm.cli.demo.checks import Row
 from memos_llm.core.flags import PPM
 
-
 LEGEND = """\
 Conversations: expected on vLLM by the split, seen there, and the bounds that
 99.9% of fair splits stay in. Fallbacks: requests that Ollama answered for vLLM."""

@@ -4,6 +4,7 @@ Without a terminal: the same events as plain lines, and a line of figures every 
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -13,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from memos_llm.cli.demo.tally import BASELINE, CANDIDATE, PROVIDERS, Served, Tally, percentile_ms
-from memos_llm.core.flags import PPM
 
 REFRESH_S, PLAIN_S = 0.25, 2.0
 COLOURS = {BASELINE: "yellow", CANDIDATE: "cyan"}
@@ -28,6 +28,7 @@ class Screen:
 
     console: Console
     tally: Tally
+    share: Callable[[], float] = lambda: 0.0
     last_command: str = ""
     plain_s: float = PLAIN_S
     _live: Live | None = None
@@ -81,12 +82,14 @@ def board(screen: Screen, width: int) -> RenderableType:
     """What lives at the bottom of the terminal."""
     tally = screen.tally
     width = min(width, 120)
-    return Group(_heading(screen, width), _providers(tally, width), _conversations(tally, width), _foot(tally))
+    return Group(_heading(screen, width), _providers(tally, width), _conversations(screen, width), _foot(tally))
 
 
 def _heading(screen: Screen, width: int) -> Text:
     stages = screen.tally.stages
-    title = f"stage {len(stages)} of {STAGES}: {stages[-1].title}" if stages else "starting"
+    title = stages[-1].title if stages else "starting"
+    if 0 < len(stages) <= STAGES:
+        title = f"stage {len(stages)} of {STAGES}: {title}"
     line = Text.assemble(
         ("─" * width + "\n", "dim"), ("memos_llm demo", "bold"), f"  {screen.now[:5]}  ", (title, "bold magenta")
     )
@@ -129,21 +132,21 @@ def sparkline(tally: Tally, provider: str, width: int) -> str:
     return "".join(STEPS[-(-count * (len(STEPS) - 1) // most)] if most else " " for count in counts)
 
 
-def _conversations(tally: Tally, width: int) -> Text:
+def _conversations(screen: Screen, width: int) -> Text:
     """How many conversations are on the candidate, against its share."""
+    tally = screen.tally
     arms: dict[str, str] = {}
     for one in tally.served:
         if one.arm:
             arms[one.session] = one.arm
     moved, total = sum(arm == "candidate" for arm in arms.values()), len(tally.sessions)
-    share = tally.stages[-1].share_ppm / PPM if tally.stages else 0.0
     room = max(10, width - 50)
     filled = round(room * moved / max(total, 1))
     return Text.assemble(
         "conversations on vLLM ",
         ("█" * filled, COLOURS[CANDIDATE]),
         ("░" * (room - filled), COLOURS[BASELINE]),
-        f" {moved} of {total}, share {share:.0%}",
+        f" {moved} of {total}, share {screen.share():.0%}",
     )
 
 

@@ -26,7 +26,7 @@ from memos_llm.cli.demo.report import Report
 from memos_llm.cli.demo.scenario import FULL, QUICK, Pace, Scenario, Story
 from memos_llm.cli.demo.screen import REFRESH_S, Screen
 from memos_llm.cli.demo.stack import DEFAULT_PORT, Stack
-from memos_llm.cli.demo.tally import PROVIDERS, Tally
+from memos_llm.cli.demo.tally import PROVIDERS, Stage, Tally
 from memos_llm.cli.demo.traffic import Traffic
 from memos_llm.cli.demo.watch import Watch, answered
 
@@ -109,6 +109,7 @@ class Demo:
         ]
         watch = Watch(stack, self._screen.say)
         background.start(watch.run())
+        self._screen.share = lambda: watch.share
         traffic = self._talk(applications, background, self._pace.pause_s)
         scenario = Scenario(stack, self._tally, watch, self._screen, self._pace)
         story = await scenario.play()
@@ -118,6 +119,7 @@ class Demo:
         await scenario.explain()
         self._conclude(story, answered((await stack.get("/metrics")).text))
         if self._options.keep:
+            self._tally.enter(Stage("running until Ctrl-C", share_ppm=0))
             self._talk(applications, background, KEPT_PAUSE_S)
             self._invite(stack)
             await asyncio.Event().wait()

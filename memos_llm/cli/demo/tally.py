@@ -19,6 +19,7 @@ from memos_llm.cli.demo.failures import DemoFailed
 BASELINE, CANDIDATE = "ollama", "vllm"
 PROVIDERS = (BASELINE, CANDIDATE)
 LOOK_S = 0.02
+MOST = 20_000  # requests remembered; a demo makes a tenth of that, unless it is kept running
 
 
 @dataclass(slots=True)
@@ -116,6 +117,8 @@ class Tally:
 
     def _ended(self, begun: Begun) -> None:
         now = time.monotonic()
+        if len(self.served) >= MOST:
+            del self.served[: MOST // 2]
         self.served.append(
             Served(
                 stage=begun.stage,

@@ -16,10 +16,10 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Watch:
-    """Follows the candidate; `tell` hears of each change."""
+    """Follows the candidate; `tell` hears of each change. `share` is the one in force, 0…1."""
 
     def __init__(self, stack: Stack, tell: Callable[[str], None]) -> None:
-        self.breaker, self.up = "closed", True
+        self.breaker, self.up, self.share = "closed", True, 0.0
         self._stack, self._tell = stack, tell
 
     @property
@@ -44,6 +44,8 @@ class Watch:
                 self._breaker_is(labels["state"])
             elif name == "provider_up":
                 self._up_is(value == 1)
+            elif name == "share_ratio" and labels["component"] == "*":
+                self.share = value
 
     def _breaker_is(self, state: str) -> None:
         if state != self.breaker:
