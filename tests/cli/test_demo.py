@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -73,13 +74,16 @@ class Running:
 
 @contextmanager
 def demo(arguments: str = "quick=True", **environment: str) -> Iterator[Running]:
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", START.format(arguments=arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | environment,
-    ) as process:
+    with (
+        TemporaryDirectory() as temporary,
+        subprocess.Popen(
+            [sys.executable, "-u", "-c", START.format(arguments=arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"TMPDIR": temporary} | environment,
+        ) as process,
+    ):
         try:
             yield Running(process)
         finally:

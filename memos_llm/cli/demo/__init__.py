@@ -5,7 +5,7 @@
     traffic        keeps the applications busy            tally     what the clients saw
     scenario       the story                              watch     what the gateway says meanwhile
     checks         the verdict                            screen, report  what the user sees
-    show           puts them together
+    background     what goes on beside the story          show      puts them together
 
 Exit code 0 only if no client saw an error and the observed shares fit; else 1, saying what failed and where the logs
 are; 128 + the signal's number when it was interrupted. Nothing outlives it.

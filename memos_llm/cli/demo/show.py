@@ -187,9 +187,9 @@ class Demo:
             "  llmctl status",
             "  llmctl shift --vllm 50%",
             "  llmctl explain --session conv-42 --component synthesis",
-            "  llmctl rollback --reason 'enough'",
             f"  curl -i {stack.gateway}/c/synthesis/s/conv-42/api/chat -d '{ask}'",
             f'  curl -i {stack.vllm}/_emulator/faults -d \'{{"set": ["status:code=500"]}}\'',
+            "  llmctl rollback --reason 'enough'",
         )
         for line in lines:
             self._console.print(line, markup=False, soft_wrap=True)
