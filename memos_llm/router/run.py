@@ -66,7 +66,7 @@ class Run:
                 frames = await attempt.commit(f"{self.call.id}-{self.attempts}")
             except AttemptFailed as error:
                 await attempt.aclose()
-                failure = self._judge(error, step)
+                failure = self._judge(error)
                 step = chain.after(failure, self._clock())
                 self._failed(attempt, failure, step)
                 continue
@@ -79,7 +79,6 @@ class Run:
 
     async def abandon(self, attempt: Attempt) -> None:
         """The caller has left: upstream is cancelled at once, and the arm is not blamed."""
-        self._settle(Kind.CLIENT)
         self.attempt_ended(attempt, CANCELLED)
         await attempt.aclose()
 
@@ -104,6 +103,7 @@ class Run:
         if self._ended:
             return
         self._ended = True
+        self._settle(Kind.CLIENT)  # nobody contradicted it
         call, streamed = self.call, attempt if self.call.stream else None
         self._bus.emit(
             RequestEnded(
@@ -144,7 +144,7 @@ class Run:
         self._bus.emit(AttemptStarted(request_id=self.call.id, provider=target.provider, arm=self.decision.arm))
         return Attempt(self.call, step, transport, codec, self._clock)
 
-    def _judge(self, failure: AttemptFailed, step: Try) -> AttemptFailed:
+    def _judge(self, failure: AttemptFailed) -> AttemptFailed:
         """What only the engine knows: a wrong name is the caller's fault, an own deadline is not the provider's."""
         outcome = failure.outcome
         if outcome.code == MODEL_NOT_FOUND and not self.known:
@@ -154,11 +154,12 @@ class Run:
     def _failed(self, attempt: Attempt, failure: AttemptFailed, step: Try | None) -> None:
         """Tell that a try failed; a 4xx that another target may yet answer waits for that verdict."""
         self.failed = failure.outcome
-        if failure.outcome.kind is Kind.CLIENT and step is not None:
+        refused = failure.outcome.kind is Kind.CLIENT
+        if refused and step is not None:
             self._narrow = (attempt, failure)
             return
-        if failure.outcome.kind is Kind.CLIENT:
-            self._settle(Kind.CLIENT)
+        if refused:
+            self._settle(Kind.CLIENT)  # both refused it
         self.attempt_ended(attempt, self._blamed(failure.outcome))
 
     def _blamed(self, outcome: Outcome) -> Outcome:

@@ -320,3 +320,16 @@ async def test_each_attempt_carries_its_own_id() -> None:
     await bench.run()
     assert bench.vllm.requests[0].id != bench.ollama.requests[0].id
     assert {r.id.rpartition("-")[0] for r in bench.vllm.requests + bench.ollama.requests} == {"r"}
+
+
+async def test_cancelling_during_a_pause_leaves_nothing_untold() -> None:
+    vllm = FakeTransport("vllm", failed(Kind.CLIENT, status=400))
+    bench = Bench(vllm, FakeTransport("ollama", failed(Kind.CONNECT)), retries=0, backoff_s=30.0)
+    task = asyncio.create_task(bench.engine.open(bench.call(wait_s=60.0)))
+    while len(bench.told.of(AttemptEnded)) < 1:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.end().outcome.kind is Kind.CANCELLED
+    assert sorted(bench.outcomes()) == [("ollama", Kind.CONNECT), ("vllm", Kind.CLIENT)]
