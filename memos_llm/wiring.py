@@ -117,6 +117,7 @@ async def open_runtime(
 def _open_logs(settings: Settings, bus: Bus) -> RequestLog:
     configure(settings.gateway.log_level)
     logs = RequestLog()
+    logs.hear_libraries()
     bus.subscribe("log", logs.on_event, *LINES)
     return logs
 

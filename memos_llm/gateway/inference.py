@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from memos_llm.core.call import Call, Wire
-from memos_llm.core.errors import BadRequest, LLMError, Overloaded
+from memos_llm.core.errors import BadRequest, LLMError, Overloaded, Unavailable
 from memos_llm.core.events import Bus, InternalError
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Engine, Exchange
@@ -79,6 +79,8 @@ class Inference:
             await self._answer(call, scope, reply)
         except ClientLeft:
             return
+        except asyncio.CancelledError:  # the server's only other reason: the drain time is over
+            await reply.fail(Unavailable("the gateway is shutting down: ask again"))
         except LLMError as error:
             await reply.fail(error)
         except Exception as error:  # noqa: BLE001 - the last line of defence: counted, and never a traceback for the client

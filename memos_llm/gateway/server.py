@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from memos_llm.gateway.asgi import CONNECTION
 
 PREDRAIN_S = 0.5
+FAREWELL_S = 1.0
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -58,6 +59,21 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What is cut, by the drain time or a second signal, still tells its client so, if that client reads."""
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave them running
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self._wait_for_tasks()
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
+        await self._wait_for_tasks()
+
+    async def _wait_for_tasks(self) -> None:
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=FAREWELL_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

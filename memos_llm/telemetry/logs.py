@@ -5,6 +5,7 @@ numbers: what a back end or a caller wrote in free text never gets here. Program
 configures nothing, so in process a host application's structlog decides where lines go.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -111,11 +112,26 @@ def _probe(event: ProbeEnded) -> Line:
 
 def _store(event: StoreState) -> Line:
     level: Level = "info" if event.reachable and not event.regressed else "error"
-    return level, "store", {"reachable": event.reachable, "regressed": event.regressed}
+    fields = {"reachable": event.reachable, "regressed": event.regressed, "detail": event.detail or None}
+    return level, "store", fields
 
 
 def _concentrated(event: KeyConcentrated) -> Line:
     return "warning", "key-concentrated", {"key_hmac": event.fingerprint, "share": round(event.share, 3)}
+
+
+class LibraryWarned(Event, frozen=True, kw_only=True):
+    """A library logged a warning or an error: which logger, where in its source, the error's type, constant words."""
+
+    logger: str
+    where: str
+    error: str = ""
+    text: str = ""
+
+
+def _library(event: LibraryWarned) -> Line:
+    fields = {"logger": event.logger, "where": event.where, "error": event.error or None, "text": event.text or None}
+    return "warning", "library", fields
 
 
 def _internal_error(event: InternalError) -> Line:
@@ -131,6 +147,7 @@ LINES: Mapping[type[Event], Callable[[Any], Line]] = {
     StoreState: _store,
     KeyConcentrated: _concentrated,
     InternalError: _internal_error,
+    LibraryWarned: _library,
 }
 
 
@@ -141,6 +158,28 @@ def _ms(seconds: float | None) -> float | None:
 def _short(name: str) -> str:
     """Names that a caller makes up, at a length that cannot flood."""
     return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
+
+
+class _Libraries(logging.Handler):
+    """Passes libraries' warnings on without their arguments and tracebacks, which may quote a prompt.
+
+    uvicorn's own words are constants; other libraries format before they log, so theirs stay out.
+    """
+
+    def __init__(self, tell: Callable[[Event], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0] if record.exc_info else None
+        self._tell(
+            LibraryWarned(
+                logger=record.name,
+                where=f"{record.module}:{record.lineno}",
+                error=error.__name__ if error else "",
+                text=str(record.msg).strip() if record.name.startswith("uvicorn") else "",
+            )
+        )
 
 
 class RequestLog:
@@ -162,6 +201,11 @@ class RequestLog:
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._libraries = _Libraries(self.on_event)
+
+    def hear_libraries(self) -> None:
+        """Until `close`, what libraries log in this process becomes lines of ours; Python would print it as it is."""
+        logging.getLogger().addHandler(self._libraries)
 
     def on_event(self, event: Event) -> None:
         """The listener: never waits, never writes."""
@@ -186,6 +230,7 @@ class RequestLog:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Take nothing more, write what is queued, end the thread. Harmless when repeated."""
+        logging.getLogger().removeHandler(self._libraries)
         self._closed = True
         self._hurry.set()
         self._wake.set()
