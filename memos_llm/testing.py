@@ -16,9 +16,10 @@ from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import Event, ProbeEnded
 from memos_llm.core.flags import GLOBAL, Flags, Scope, fresh
+from memos_llm.core.outcome import BREAKER_OPEN, Kind, Outcome
 
 E = TypeVar("E", bound=Event)
-Step = bytes | AttemptFailed | float
+Step = bytes | Exception | float
 """One move of a scripted answer: bytes to deliver, an error to raise, or seconds to wait."""
 
 
@@ -84,13 +85,16 @@ class FakeReply:
     async def read(self) -> bytes:
         while self._steps:
             step = self._steps.popleft()
-            if isinstance(step, AttemptFailed):
+            if isinstance(step, Exception):
                 raise step
             if isinstance(step, bytes):
                 return step
             await asyncio.sleep(step)
         self._ended = True
         return b""
+
+    def committed(self) -> None:
+        return None
 
     async def aclose(self) -> None:
         if not self._ended:
@@ -103,6 +107,7 @@ class FakeTransport:
 
     Attributes:
         requests: what was sent, in order. aborted: answers closed before their end.
+        refused: what its offers say. shut: every breaker is open, nothing is taken.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class FakeTransport:
         self.requests: list[WireRequest] = []
         self.aborted = 0
         self.refused = refused
+        self.shut = False
         self._scripts: deque[Sequence[Step] | AttemptFailed] = deque(scripts)
         self._wires, self._features = frozenset(wires), features
 
@@ -124,6 +130,8 @@ class FakeTransport:
         return Offer(wires=self._wires, features=self._features, refused=self.refused)
 
     def pick(self, model: str) -> str:
+        if self.shut:
+            raise AttemptFailed(Outcome(kind=Kind.SATURATED, code=BREAKER_OPEN))
         return self.endpoint
 
     async def open(self, request: WireRequest) -> FakeReply:

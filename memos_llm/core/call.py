@@ -4,7 +4,7 @@ A `Call` is made once, at the edge (gateway or library), and never changes. A co
 `WireRequest` for one `Target`; the answer comes back as `Frame`s on the caller's own wire.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag, StrEnum
 
 from msgspec import Raw, Struct
@@ -161,3 +161,14 @@ class Frame(Struct, frozen=True, gc=False):
     data: bytes
     parts: int
     usage: Usage | None = None
+
+    @staticmethod
+    def joined(frames: "Sequence[Frame]") -> "Frame":
+        """Events that arrived together leave together."""
+        if len(frames) == 1:
+            return frames[0]
+        parts, usage = 0, None
+        for frame in frames:
+            parts |= frame.parts
+            usage = frame.usage or usage
+        return Frame(b"".join(frame.data for frame in frames), parts, usage)

@@ -161,7 +161,8 @@ class Bus:
         return unsubscribe
 
     def emit(self, event: Event) -> None:
-        for subscription in self._by_kind.get(type(event)) or self._listening(type(event)):
+        listening = self._by_kind.get(type(event))
+        for subscription in self._listening(type(event)) if listening is None else listening:
             try:
                 subscription.listener(event)
             except Exception as error:  # noqa: BLE001 - a failing sink must never reach a request

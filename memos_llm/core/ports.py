@@ -33,18 +33,28 @@ class Reply(Protocol):
         """
         ...
 
+    def committed(self) -> None:
+        """The caller has begun to use the answer: a probe that finds the endpoint down no longer cuts it."""
+        ...
+
     async def aclose(self) -> None:
         """Before the end: aborts upstream at once (the connection is closed, not returned to the pool)."""
         ...
 
 
-class RawReply(Reply, Protocol):
-    """A reply whose status nobody has looked at yet."""
+class RawReply(Protocol):
+    """What came back, its status not looked at yet; `read` and `aclose` as in `Reply`."""
+
+    status: int
 
     @property
     def headers(self) -> Mapping[str, str]:
         """Case-insensitive."""
         ...
+
+    async def read(self) -> bytes: ...
+
+    async def aclose(self) -> None: ...
 
 
 class BackendClient(Protocol):

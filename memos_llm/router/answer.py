@@ -1,7 +1,5 @@
 """A committed answer: its frames, and exactly one end."""
 
-from collections.abc import Sequence
-
 from memos_llm.core.call import Frame, Usage
 from memos_llm.core.errors import AttemptFailed, StreamBroken
 from memos_llm.core.outcome import OK, Outcome
@@ -16,7 +14,7 @@ class Answer:
         self.decision, self.served, self.attempts = run.decision, run.served, run.attempts
         self.warnings, self.stream = attempt.warnings, run.call.stream
         self._run, self._attempt = run, attempt
-        self._ready: Frame | None = _merged(frames)
+        self._ready: Frame | None = Frame.joined(frames)
         self._idle_s = run.policy.limits(run.served.provider).idle_s
         self._closed = False
 
@@ -46,20 +44,24 @@ class Answer:
         except AttemptFailed as error:
             await self._close(error.outcome)
             raise self._broken(error) from error
+        except Exception as error:
+            failure = self._run.own_fault(error)
+            await self._close(failure.outcome)
+            raise self._broken(failure) from error
         except BaseException:
             await self.aclose()
             raise
         if not frames:
             await self._close(OK)
             return None
-        return _merged(frames)
+        return Frame.joined(frames)
 
     async def _close(self, outcome: Outcome) -> None:
         if self._closed:
             return
         self._closed = True
         self._run.attempt_ended(self._attempt, outcome)
-        self._run.end(outcome, self._attempt)
+        self._run.end(self._attempt.outcome or outcome, self._attempt)
         await self._attempt.aclose()
 
     def _broken(self, failure: AttemptFailed) -> StreamBroken:
@@ -69,14 +71,3 @@ class Answer:
             request_id=self._run.call.id,
             client_text=failure.client_text,
         )
-
-
-def _merged(frames: Sequence[Frame]) -> Frame:
-    """Events that arrived together leave together."""
-    if len(frames) == 1:
-        return frames[0]
-    parts, usage = 0, None
-    for frame in frames:
-        parts |= frame.parts
-        usage = frame.usage or usage
-    return Frame(b"".join(frame.data for frame in frames), parts, usage)

@@ -19,21 +19,24 @@ from memos_llm.router.idle import IdleWatch
 
 EOF_GRACE_S = 1.0  # for the end of the body once the terminal marker is there; the connection is reused only then
 MAX_PREAMBLE_BYTES = 262_144  # a back end that sends this much and no content is not answering
-CONTENT, END = int(Part.CONTENT), int(Part.END)
-COMMITS = Part.CONTENT | Part.FINISH
+CONTENT, FINISH, END = int(Part.CONTENT), int(Part.FINISH), int(Part.END)
+COMMITS = CONTENT | FINISH
 
 
 class Attempt:
     """One try. Use `commit()` once, then `more()` until it returns an empty frame list, and `aclose()` always."""
 
-    def __init__(self, call: Call, step: Try, transport: Transport, codec: Codec, clock: Clock) -> None:
+    def __init__(self, call: Call, step: Try, transport: Transport, endpoint: str, codec: Codec, clock: Clock) -> None:
         self.target: Target = step.target
-        self.endpoint = ""
+        self.endpoint = endpoint
+        self.outcome: Outcome | None = None  # set when its end is told, which happens once
+        self.ended_at: float | None = None
         self.warnings: tuple[str, ...] = ()
         self.usage: Usage | None = None
         self.first_content_at: float | None = None
         self.last_content_at: float | None = None
         self.complete = False  # the terminal marker was seen: whatever happens now, the caller has a whole answer
+        self._finished = False
         self._eof = False
         self._call, self._step, self._transport, self._codec, self._clock = call, step, transport, codec, clock
         self.started_at = clock()
@@ -48,10 +51,13 @@ class Attempt:
             AttemptFailed: anything that ended the attempt before it, a passed limit (`timeout`) among them.
         """
         try:
-            async with asyncio.timeout_at(self._step.until):
-                return await self._until_committed(request_id)
+            async with asyncio.timeout(self._step.until - self._clock()):
+                frames = await self._until_committed(request_id)
         except TimeoutError:
             raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code=self._step.limit)) from None
+        if self._reply is not None:
+            self._reply.committed()
+        return frames
 
     async def more(self, idle_s: float) -> Sequence[Frame]:
         """The frames of the next read; empty once the answer is complete.
@@ -67,6 +73,16 @@ class Attempt:
             if frames:
                 return frames
         return ()
+
+    def pass_on(self) -> None:
+        """Its unfinished answer goes to the caller as it is."""
+        self.warnings = (*self.warnings, "passed-on:unfinished")
+        self._eof = True
+
+    def end(self, now: float) -> None:
+        """The attempt's time is over, whenever its end is told."""
+        if self.ended_at is None:
+            self.ended_at = now
 
     async def aclose(self) -> None:
         """Ends the attempt; before the end of the answer that aborts it upstream."""
@@ -92,7 +108,6 @@ class Attempt:
 
     async def _send(self, request: WireRequest, request_id: str) -> None:
         self._decoder = self._codec.decoder(self._call, self.target)
-        self.endpoint = self._transport.pick(request.model)
         try:
             self._reply = await self._transport.open(replace(request, id=request_id, endpoint=self.endpoint))
         except AttemptFailed as error:
@@ -103,7 +118,13 @@ class Attempt:
     async def _next(self, idle_s: float) -> Sequence[Frame]:
         if self._idle is None:
             self._idle = IdleWatch(idle_s)
-        return self._decoded(await self._idle.read(self._read))
+        try:
+            chunk = await self._idle.read(self._read)
+        except (TimeoutError, AttemptFailed):
+            if not self._finished:
+                raise
+            chunk = b""  # the finish was delivered: whether the answer is whole is the decoder's to say
+        return self._decoded(chunk)
 
     async def _rest(self) -> Sequence[Frame]:
         """Nothing after the terminal marker can hurt a whole answer: wait a moment for the end of the body."""
@@ -134,6 +155,8 @@ class Attempt:
             self.last_content_at = self._clock()
             if self.first_content_at is None:
                 self.first_content_at = self.last_content_at
+        if frame.parts & FINISH:
+            self._finished = True
         if frame.parts & END:
             self.complete = True
         if frame.usage is not None:

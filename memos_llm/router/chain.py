@@ -1,8 +1,9 @@
 """What to try next, and for how long: the chain of one request as a small state machine without I/O.
 
 One deadline holds for the whole chain. Every attempt gets a slice of what remains; one that is not the last leaves
-half for what follows. The same target is tried again only after a connection error on the last target, or as often as
-the `retries` setting says, within the retry budget; going on to the next target needs no budget.
+half for what follows. The same target is tried again after a connection error on the last target, and as often as the
+`retries` setting says after what may pass (`REPEATABLE`), within the retry budget and half of the time that is left.
+Going on to the next target needs no budget.
 """
 
 import random
@@ -14,6 +15,8 @@ from memos_llm.core.call import Call, Target
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind
 from memos_llm.core.policy import Policy
+
+REPEATABLE = frozenset({Kind.CONNECT, Kind.SERVER, Kind.TRUNCATED, Kind.SATURATED})
 
 
 class Try(Struct, frozen=True):
@@ -68,9 +71,10 @@ class Chain:
         """The next try, or None: no target or no time is left, or trying again cannot mend it."""
         if now >= self._call.deadline:
             return None
-        if self._may_repeat(failure):
+        pause_s = self._pause_s(failure)
+        if self._may_repeat(failure, pause_s, now):
             self._retries += 1
-            return self._try(now, self._pause(failure, now))
+            return self._try(now, pause_s)
         if self._last or not self._goes_on(failure):
             return None
         self._at, self._retries = self._at + 1, 0
@@ -85,16 +89,17 @@ class Chain:
         narrow = failure.outcome.kind is Kind.CLIENT and self._targets[self._at].provider != self._policy.baseline
         return failure.outcome.rule.try_next or narrow
 
-    def _may_repeat(self, failure: AttemptFailed) -> bool:
+    def _may_repeat(self, failure: AttemptFailed, pause_s: float, now: float) -> bool:
+        """Not what will not change, and not at the price of the next target's time."""
         kind = failure.outcome.kind
         allowed = self._policy.retries + (kind is Kind.CONNECT and self._last)
-        return failure.outcome.rule.try_next and self._retries < allowed and self._budget.take()
+        worth = kind in REPEATABLE and self._retries < allowed and pause_s <= (self._call.deadline - now) / 2
+        return worth and self._budget.take()
 
-    def _pause(self, failure: AttemptFailed, now: float) -> float:
-        """Exponential, jittered, at least what the back end asked for, at most half of what remains."""
-        wanted = self._policy.backoff_s * 2.0 ** (self._retries - 1) * (0.5 + self._rng())
-        asked = failure.outcome.retry_after_s or 0.0
-        return min(max(wanted, asked), (self._call.deadline - now) / 2)
+    def _pause_s(self, failure: AttemptFailed) -> float:
+        """Exponential, jittered, and at least what the back end asked for."""
+        wanted = self._policy.backoff_s * 2.0**self._retries * (0.5 + self._rng())
+        return max(wanted, failure.outcome.retry_after_s or 0.0)
 
     def _try(self, now: float, after_s: float = 0.0) -> Try:
         target, start = self._targets[self._at], now + after_s

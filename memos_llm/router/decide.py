@@ -30,20 +30,26 @@ def decide(call: Call, flags: Flags, policy: Policy, offers: Offers, carries: Ca
     model = policy.catalogue.resolve(call.model)
     name, scope = flags.effective(call.component)
 
-    def carried(target: Target | None) -> bool:
-        offer = None if target is None else offers(target)
-        return offer is not None and carries(call, offer)
+    asked: dict[tuple[str, str], Offer | None] = {}  # each target is asked once
 
-    provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, call, model, carried))
+    def offered(target: Target) -> Offer | None:
+        """What a target offers if it can carry this call, else None."""
+        place = (target.provider, target.model)
+        if place not in asked:
+            offer = offers(target)
+            asked[place] = offer if offer is not None and carries(call, offer) else None
+        return asked[place]
+
+    provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, model, offered))
     arm = Arm.CANDIDATE if provider == policy.candidate else Arm.BASELINE
     chain = tuple(
         target
         for target in _chain(provider, call, model, policy, candidate_allowed=bool(scope.share_ppm))
-        if carried(target)
+        if offered(target) is not None
     )
     if not chain:
         raise NotOffered(f"no configured provider offers what this {call.wire.value} call for {call.model!r} needs")
-    targets, diverted = _divert(chain, offers)
+    targets, diverted = _divert(chain, offered)
     return Decision(
         arm=arm,
         targets=targets,
@@ -74,11 +80,11 @@ def _assign(
     return policy.baseline, Reason.SPLIT
 
 
-def _missing(provider: str, call: Call, model: Model | None, carried: Callable[[Target | None], bool]) -> Reason | None:
+def _missing(provider: str, model: Model | None, offered: Offers) -> Reason | None:
     target = model.target(provider) if model else None
     if target is None:
         return Reason.UNMAPPED_MODEL
-    return None if carried(target) else Reason.NOT_OFFERED
+    return Reason.NOT_OFFERED if offered(target) is None else None
 
 
 def _chain(

@@ -9,6 +9,7 @@ from memos_llm.core.call import Call, Target
 from memos_llm.core.decision import Decision, Offer
 from memos_llm.core.errors import LLMError
 from memos_llm.core.events import Bus, KeyConcentrated
+from memos_llm.core.flags import Flags
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Codecs, LiveFlags, Transport
 from memos_llm.router import split
@@ -43,7 +44,7 @@ class Engine:
         Raises:
             NotOffered: no provider can do what it asks for.
         """
-        return decide(call, self.live.current(), self.policy(), self._offer, self._carries)
+        return self._decide(call, self.live.current(), self.policy())
 
     async def open(self, call: Call) -> Answer:
         """Run the chain to the commit point. The answer must be read to its end or closed.
@@ -51,17 +52,22 @@ class Engine:
         Raises:
             LLMError: no target answered, or the request itself was refused.
         """
-        decision = self.decide(call)
-        self._watch(call)
-        run = Run(call, decision, self.policy(), self.transports, self.codecs, self.bus, self.clock, self.budget)
+        flags, policy = self.live.current(), self.policy()
+        decision = self._decide(call, flags, policy)
+        if policy.candidate is not None:
+            self._watch(call, flags)
+        run = Run(call, decision, policy, self.transports, self.codecs, self.bus, self.clock, self.budget)
         try:
             return Answer(run, *await run.commit())
         except BaseException as error:
             run.end(run.failed if isinstance(error, LLMError) else CANCELLED)
             raise
 
-    def _watch(self, call: Call) -> None:
-        fingerprint = split.fingerprint(self.live.current().salt, call.key)
+    def _decide(self, call: Call, flags: Flags, policy: Policy) -> Decision:
+        return decide(call, flags, policy, self._offer, self._carries)
+
+    def _watch(self, call: Call, flags: Flags) -> None:
+        fingerprint = split.fingerprint(flags.salt, call.key)
         share = self._concentration.note(fingerprint, call.accepted_at)
         if share is not None:
             self.bus.emit(KeyConcentrated(fingerprint=fingerprint, share=share))

@@ -7,16 +7,25 @@ A failed attempt on the assigned provider is told as such even when a fallback a
 import asyncio
 from collections.abc import Mapping
 
-from memos_llm.core.call import Call, Frame
+from memos_llm.core.call import Call, Frame, Part
 from memos_llm.core.decision import Decision
 from memos_llm.core.errors import EXHAUSTED, AttemptFailed, BadRequest, LLMError, ModelNotFound, Unavailable
-from memos_llm.core.events import AttemptEnded, AttemptStarted, Bus, FellBack, RequestEnded, RequestStarted
+from memos_llm.core.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Bus,
+    FellBack,
+    InternalError,
+    RequestEnded,
+    RequestStarted,
+)
 from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, Kind, Outcome
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Codecs, Transport
 from memos_llm.router.attempt import Attempt
 from memos_llm.router.chain import Chain, RetryBudget, Try
 
+ABANDON_S = 20.0  # who waits this long in vain has found a fault, whoever set the deadline
 CANCELLED = Outcome(kind=Kind.CANCELLED)
 
 
@@ -39,9 +48,11 @@ class Run:
         self.attempts = 0
         self.served = decision.targets[0]
         self.failed = CANCELLED
-        known = self.policy.catalogue.resolve(call.model)
+        known = policy.catalogue.resolve(call.model)
         self.known, self.model = known is not None, known.name if known else call.model
-        self._narrow: tuple[Attempt, AttemptFailed] | None = None
+        self._refusals: list[tuple[Attempt, AttemptFailed]] = []  # 4xx that wait for another target's verdict
+        self._failure: tuple[Attempt, AttemptFailed] | None = None
+        self._shut: AttemptFailed | None = None
         self._ended = False
         budget.request()
         self._bus.emit(
@@ -61,29 +72,47 @@ class Run:
         while step is not None:
             if step.after_s:
                 await asyncio.sleep(step.after_s)
-            attempt = self._attempt(step)
-            try:
-                frames = await attempt.commit(f"{self.call.id}-{self.attempts}")
-            except AttemptFailed as error:
-                await attempt.aclose()
-                failure = self._judge(error)
-                step = chain.after(failure, self._clock())
+            attempt, failure, frames = await self._try(step)
+            if failure is None and attempt is not None:
+                self._settle(Kind.INCOMPATIBLE)
+                return attempt, frames
+            assert failure is not None
+            step = chain.after(failure, self._clock())
+            if attempt is not None:
                 self._failed(attempt, failure, step)
-                continue
-            except BaseException:
-                await self.abandon(attempt)
-                raise
-            self._settle(Kind.INCOMPATIBLE)
-            return attempt, frames
-        raise self._exhausted(failure)
+        return self._last_words()
 
-    async def abandon(self, attempt: Attempt) -> None:
-        """The caller has left: upstream is cancelled at once, and the arm is not blamed."""
-        self.attempt_ended(attempt, CANCELLED)
+    async def _try(self, step: Try) -> tuple[Attempt | None, AttemptFailed | None, list[Frame]]:
+        """One attempt: it and its frames, or it and its failure; no attempt where every breaker is open."""
+        transport = self._transports[step.target.provider]
+        try:
+            endpoint = transport.pick(step.target.model)
+        except AttemptFailed as shut:  # asked nobody, so nobody is blamed
+            self._shut = shut
+            return None, shut, []
+        attempt = self._begin(step, transport, endpoint)
+        try:
+            return attempt, None, await attempt.commit(f"{self.call.id}-{self.attempts}")
+        except AttemptFailed as error:
+            failure = self._judge(error)
+        except Exception as error:  # noqa: BLE001 - a bug of ours: told as such, and the next target may still answer
+            failure = self.own_fault(error)
+        except BaseException:
+            self.attempt_ended(attempt, CANCELLED)
+            await attempt.aclose()
+            raise
+        attempt.end(self._clock())
         await attempt.aclose()
+        return attempt, failure, []
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
-        now, first = self._clock(), attempt.first_content_at
+        """Tell how an attempt ended; the first call speaks."""
+        if attempt.outcome is not None:
+            return
+        attempt.outcome = outcome
+        attempt.end(self._clock())
+        assert attempt.ended_at is not None
+        first = attempt.first_content_at
         self._bus.emit(
             AttemptEnded(
                 request_id=self.call.id,
@@ -93,7 +122,7 @@ class Run:
                 component=self.call.component,
                 model=self.model,
                 outcome=outcome,
-                duration_s=now - attempt.started_at,
+                duration_s=attempt.ended_at - attempt.started_at,
                 ttft_s=first - attempt.started_at if first is not None and self.call.stream else None,
             )
         )
@@ -124,63 +153,83 @@ class Run:
             )
         )
 
-    def _attempt(self, step: Try) -> Attempt:
+    def _begin(self, step: Try, transport: Transport, endpoint: str) -> Attempt:
         target = step.target
-        if target.provider != self.served.provider:
-            reason = self.failed.kind.value
+        if self.attempts and target.provider != self.served.provider:
             self._bus.emit(
                 FellBack(
                     request_id=self.call.id,
                     from_provider=self.served.provider,
                     to_provider=target.provider,
-                    reason=reason,
+                    reason=self.failed.kind.value,
                 )
             )
         self.served = target
         self.attempts += 1
-        transport = self._transports[target.provider]
         codec = self._codecs.find(self.call, transport.offer(target.model))
         assert codec is not None  # decide() keeps only targets that a codec carries the call to
         self._bus.emit(AttemptStarted(request_id=self.call.id, provider=target.provider, arm=self.decision.arm))
-        return Attempt(self.call, step, transport, codec, self._clock)
+        return Attempt(self.call, step, transport, endpoint, codec, self._clock)
 
     def _judge(self, failure: AttemptFailed) -> AttemptFailed:
-        """What only the engine knows: a wrong name is the caller's fault, an own deadline is not the provider's."""
+        """A model that nobody configured and nobody has is a wrong name: the caller's fault."""
         outcome = failure.outcome
         if outcome.code == MODEL_NOT_FOUND and not self.known:
             outcome = Outcome(kind=Kind.CLIENT, status=404, code=MODEL_NOT_FOUND)
         return AttemptFailed(outcome, failure.client_text, failure.client_body)
 
+    def own_fault(self, error: Exception) -> AttemptFailed:
+        """A bug of ours, told as one."""
+        self._bus.emit(InternalError(part="engine", error=type(error).__name__))
+        return AttemptFailed(Outcome(kind=Kind.MALFORMED, code="internal"))
+
     def _failed(self, attempt: Attempt, failure: AttemptFailed, step: Try | None) -> None:
         """Tell that a try failed; a 4xx that another target may yet answer waits for that verdict."""
-        self.failed = failure.outcome
+        self.failed, self._failure = failure.outcome, (attempt, failure)
         refused = failure.outcome.kind is Kind.CLIENT
         if refused and step is not None:
-            self._narrow = (attempt, failure)
+            self._refusals.append((attempt, failure))
             return
         if refused:
-            self._settle(Kind.CLIENT)  # both refused it
-        self.attempt_ended(attempt, self._blamed(failure.outcome))
+            self._settle(Kind.CLIENT)  # everyone refused it
+        self.attempt_ended(attempt, self._blamed(attempt, failure.outcome))
 
-    def _blamed(self, outcome: Outcome) -> Outcome:
-        own = self.call.own_deadline and outcome.kind is Kind.TIMEOUT and outcome.code in ("slice", "total")
+    def _blamed(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """What a caller's own short deadline cut off says nothing about the provider."""
+        if not self.call.own_deadline or outcome.kind is not Kind.TIMEOUT:
+            return outcome
+        waited_s = (attempt.ended_at or attempt.started_at) - attempt.started_at
+        own = outcome.code == "total" or (outcome.code == "slice" and waited_s < ABANDON_S)
         return Outcome(kind=Kind.CANCELLED, code="deadline") if own else outcome
 
     def _settle(self, kind: Kind) -> None:
-        """The verdict on an earlier 4xx: `incompatible` if another target answered, else the client's own fault."""
-        if self._narrow is None:
-            return
-        attempt, failure = self._narrow
-        self._narrow = None
-        outcome = failure.outcome
-        self.attempt_ended(attempt, Outcome(kind=kind, status=outcome.status, code=outcome.code))
+        """The verdict on earlier 4xx: `incompatible` if another target answered, else the client's own fault."""
+        for attempt, failure in self._refusals:
+            outcome = failure.outcome
+            self.attempt_ended(attempt, Outcome(kind=kind, status=outcome.status, code=outcome.code))
+        self._refusals.clear()
 
-    def _exhausted(self, failure: AttemptFailed) -> LLMError:
-        """The error the caller gets: the last failure, or the one refusal nobody contradicted."""
-        if self._narrow is not None:
-            attempt, failure = self._narrow
-            self.failed, self.served = failure.outcome, attempt.target
-            self._settle(Kind.CLIENT)
+    def _last_words(self) -> tuple[Attempt, list[Frame]]:
+        """Nobody answered. An unfinished answer of the last target is passed on as it is, with a warning: Ollama's
+        repeat guard ends so, and its clients know it. Otherwise the caller gets an error.
+
+        Raises:
+            LLMError: the refusal that nobody contradicted, or the last failure of whoever was asked.
+        """
+        if self._refusals:
+            attempt, failure = self._refusals[0]
+        elif self._failure is not None:
+            attempt, failure = self._failure
+        else:
+            assert self._shut is not None
+            raise self._error(self._shut)
+        self.failed, self.served = failure.outcome, attempt.target
+        if failure.outcome.kind is Kind.TRUNCATED and failure.client_body and not self.call.stream:
+            attempt.pass_on()
+            return attempt, [Frame(failure.client_body, Part.CONTENT)]
+        raise self._error(failure)
+
+    def _error(self, failure: AttemptFailed) -> LLMError:
         outcome = failure.outcome
         kind = Unavailable if outcome.code == BREAKER_OPEN else EXHAUSTED[outcome.kind]
         status: int | None = outcome.rule.http_status
@@ -188,17 +237,22 @@ class Run:
             kind, status = ModelNotFound, 404
         elif issubclass(kind, BadRequest) and outcome.status:
             status = outcome.status
-        own_words = issubclass(kind, BadRequest)
         return kind(
-            f"{self.attempts} attempt{'s' if self.attempts > 1 else ''}, the last on {self.served.provider} ended with "
-            f"{outcome.kind.value}{f' ({outcome.code})' if outcome.code else ''}",
+            _tried(self.attempts, self.served.provider, outcome),
             provider=self.served.provider,
             request_id=self.call.id,
             http_status=status,
             client_text=failure.client_text,
-            client_body=failure.client_body if own_words else b"",
+            client_body=failure.client_body if issubclass(kind, BadRequest) else b"",
             retry_after_s=outcome.retry_after_s,
         )
+
+
+def _tried(attempts: int, provider: str, outcome: Outcome) -> str:
+    how = f"{outcome.kind.value}{f' ({outcome.code})' if outcome.code else ''}"
+    if not attempts:
+        return f"{provider} takes nothing now: {how}"
+    return f"{attempts} attempt{'s' if attempts > 1 else ''}, the last on {provider} ended with {how}"
 
 
 def _ttft_s(call: Call, attempt: Attempt | None) -> float | None:

@@ -118,17 +118,28 @@ def test_retries_never_exceed_a_tenth_of_the_requests_and_the_reserve(events: li
     assert taken <= 10 + requests * 0.1 + 1e-6
 
 
-def test_retry_after_is_honoured_only_as_far_as_the_deadline_allows() -> None:
+def test_retry_after_is_honoured_where_half_of_the_time_allows_it() -> None:
     steps = chain(OLLAMA, p=policy(retries=1), deadline=10.0)
     steps.first(0.0)
     patient = steps.after(failed(Kind.SATURATED, retry_after_s=3.0), 0.0)
     assert patient is not None
     assert patient.after_s == 3.0
-    steps = chain(OLLAMA, p=policy(retries=1), deadline=10.0)
+
+
+@pytest.mark.parametrize(("targets", "following"), [((OLLAMA,), None), ((VLLM, OLLAMA), OLLAMA)])
+def test_a_long_retry_after_is_not_waited_for(targets: tuple[Target, ...], following: Target | None) -> None:
+    steps = chain(*targets, p=policy(retries=3), deadline=600.0)
     steps.first(0.0)
-    clamped = steps.after(failed(Kind.SATURATED, retry_after_s=60.0), 4.0)
-    assert clamped is not None
-    assert clamped.after_s == 3.0
+    step = steps.after(failed(Kind.SATURATED, retry_after_s=3600.0), 0.0)
+    assert target_of(step) == following
+    assert step is None or step.after_s == 0.0
+
+
+@pytest.mark.parametrize("kind", [Kind.CONFIG, Kind.TIMEOUT, Kind.MALFORMED, Kind.INCOMPATIBLE])
+def test_what_will_not_change_is_not_repeated(kind: Kind) -> None:
+    steps = chain(VLLM, OLLAMA, p=policy(retries=3))
+    steps.first(0.0)
+    assert target_of(steps.after(failed(kind), 0.0)) == OLLAMA
 
 
 def test_nothing_is_tried_after_the_deadline() -> None:

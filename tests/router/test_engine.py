@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from memos_llm.core.call import Call, Wire
+from memos_llm.core.call import Call, Wire, WireRequest
 from memos_llm.core.catalogue import Catalogue, Model, ProviderModel
 from memos_llm.core.errors import (
     AttemptFailed,
@@ -20,14 +22,22 @@ from memos_llm.core.errors import (
     Timeout,
     Unavailable,
 )
-from memos_llm.core.events import AttemptEnded, AttemptStarted, Bus, FellBack, RequestEnded, RequestStarted
+from memos_llm.core.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Bus,
+    FellBack,
+    InternalError,
+    RequestEnded,
+    RequestStarted,
+)
 from memos_llm.core.flags import PPM
 from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
 from memos_llm.core.policy import Policy, Timeouts
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.edge import DIALECTS
 from memos_llm.router.engine import Engine
-from memos_llm.testing import FakeTransport, FixedFlags, Recorder, Step
+from memos_llm.testing import FakeTransport, FixedFlags, ManualClock, Recorder, Step
 
 
 def sse(*documents: str) -> bytes:
@@ -91,6 +101,14 @@ class Bench:
             id="r", wire=Wire.OPENAI_CHAT, head=DIALECTS[Wire.OPENAI_CHAT].parse(body).head, body=body, model=model,
             stream=stream, component="c", key=b"k", accepted_at=now, deadline=now + wait_s, **more,
         )  # fmt: skip
+
+    def with_fallback_model(self) -> None:
+        """`q` falls back to `f`, which both have."""
+        models = [
+            Model(name, {"ollama": ProviderModel(name), "vllm": ProviderModel(name)}, fallbacks=fallbacks)
+            for name, fallbacks in (("q", ("f",)), ("f", ()))
+        ]
+        self.policy = replace(self.policy, catalogue=Catalogue(models))
 
     async def run(self, **call: Any) -> bytes:
         exchange = await self.engine.open(self.call(**call))
@@ -333,3 +351,147 @@ async def test_cancelling_during_a_pause_leaves_nothing_untold() -> None:
         await task
     assert bench.end().outcome.kind is Kind.CANCELLED
     assert sorted(bench.outcomes()) == [("ollama", Kind.CONNECT), ("vllm", Kind.CLIENT)]
+
+
+async def test_two_refusals_in_one_chain_both_end() -> None:
+    """Candidate 400, baseline 500, the fallback model: candidate 400, baseline answers."""
+    refusal = failed(Kind.CLIENT, status=400)
+    bench = Bench(FakeTransport("vllm", refusal), FakeTransport("ollama", failed(Kind.SERVER), STREAM))
+    bench.with_fallback_model()
+    assert await bench.run() == b"".join(STREAM)
+    assert bench.end().attempts == 4
+    assert sorted(bench.outcomes()) == [
+        ("ollama", Kind.OK), ("ollama", Kind.SERVER), ("vllm", Kind.INCOMPATIBLE), ("vllm", Kind.INCOMPATIBLE),
+    ]  # fmt: skip
+
+
+async def test_an_incompatible_attempt_is_charged_its_own_time() -> None:
+    bench = Bench(FakeTransport("vllm", failed(Kind.CLIENT, status=400)), good("ollama", (0.15, *STREAM)))
+    await bench.run()
+    (refused,) = [e for e in bench.told.of(AttemptEnded) if e.outcome.kind is Kind.INCOMPATIBLE]
+    assert refused.duration_s < 0.1
+
+
+async def test_a_bug_of_ours_is_told_as_one_and_the_next_target_answers() -> None:
+    vllm = good("vllm")
+    bench = Bench(vllm, good("ollama"))
+
+    async def broken(request: WireRequest) -> Any:
+        raise KeyError("oops")
+
+    vllm.open = broken  # type: ignore[method-assign]
+    assert await bench.run() == b"".join(STREAM)
+    assert bench.end().outcome.kind is Kind.OK
+    assert [e.part for e in bench.told.of(InternalError)] == ["engine"]
+    assert bench.outcomes() == [("vllm", Kind.MALFORMED), ("ollama", Kind.OK)]
+
+
+async def test_a_bug_of_ours_in_a_committed_stream_breaks_it_and_nothing_else() -> None:
+    bench = Bench(good("vllm", (ROLE, HELLO, KeyError("oops"))), good("ollama"))
+    with pytest.raises(StreamBroken):
+        await bench.run()
+    assert bench.end().outcome.kind is Kind.MALFORMED
+    assert len(bench.told.of(InternalError)) == 1
+
+
+async def test_an_unfinished_answer_of_the_last_target_is_passed_on_as_it_is() -> None:
+    """Ollama's repeat guard: 200 without a finish."""
+    body = b'{"model":"q","choices":[{"index":0,"message":{"content":"a a a"},"finish_reason":null}]}'
+    bench = Bench(FakeTransport("vllm", failed(Kind.SERVER)), good("ollama", (body,)))
+    exchange = await bench.engine.open(bench.call(stream=False))
+    frame = await exchange.next()
+    assert frame is not None
+    assert (frame.data, await exchange.next()) == (body, None)
+    await exchange.aclose()
+    assert exchange.warnings == ("passed-on:unfinished",)
+    assert bench.end().outcome.kind is Kind.TRUNCATED
+    assert bench.outcomes() == [("vllm", Kind.SERVER), ("ollama", Kind.TRUNCATED)]
+
+
+async def test_a_target_whose_breakers_are_open_is_not_blamed_and_not_named() -> None:
+    vllm = good("vllm")
+    vllm.refused, vllm.shut = "breaker-open", True
+    bench = Bench(vllm, FakeTransport("ollama", failed(Kind.SERVER, status=500)))
+    with pytest.raises(Unavailable) as caught:
+        await bench.run()
+    assert (caught.value.provider, caught.value.http_status) == ("ollama", 502)
+    assert bench.end().attempts == 1
+    assert bench.outcomes() == [("ollama", Kind.SERVER)]
+    assert bench.told.of(FellBack) == []
+
+
+async def test_when_every_breaker_is_open_it_is_said_at_once() -> None:
+    vllm, ollama = good("vllm"), good("ollama")
+    vllm.shut = ollama.shut = True
+    bench = Bench(vllm, ollama)
+    with pytest.raises(Unavailable, match="takes nothing now") as caught:
+        await bench.run()
+    assert (caught.value.http_status, caught.value.code) == (503, "ERR_5001")
+    assert bench.end().attempts == 0
+
+
+async def test_a_finish_that_was_delivered_is_a_success_however_the_body_ends() -> None:
+    bench = Bench(good("vllm", (ROLE, HELLO, FINISH, failed(Kind.TRUNCATED))), good("ollama"))
+    assert await bench.run() == ROLE + HELLO + FINISH
+    assert bench.end().outcome.kind is Kind.OK
+
+
+async def test_limits_are_measured_on_the_injected_clock() -> None:
+    bench = Bench(good("vllm", (0.01, *STREAM)), good("ollama"))
+    clock = ManualClock(1.0)
+    bench.engine.clock = clock
+    call = replace(bench.call(), accepted_at=1.0, deadline=6.0)
+    exchange = await bench.engine.open(call)
+    assert await exchange.next() is not None
+    await exchange.aclose()
+
+
+@pytest.mark.parametrize(("limit", "kind"), [("slice", Kind.TIMEOUT), ("total", Kind.CANCELLED)])
+async def test_a_long_wait_in_vain_is_a_time_out_whoever_set_the_deadline(limit: str, kind: Kind) -> None:
+    bench = Bench(FakeTransport("vllm", failed(Kind.TIMEOUT, code=limit)), good("ollama", WHOLE))
+    clock = ManualClock(0.0)
+    bench.engine.clock = clock
+    slow = bench.vllm.open
+
+    async def after_half_a_minute(request: WireRequest) -> Any:
+        clock.advance(30.0)
+        return await slow(request)
+
+    bench.vllm.open = after_half_a_minute  # type: ignore[method-assign]
+    exchange = await bench.engine.open(
+        replace(bench.call(stream=False), accepted_at=0.0, deadline=60.0, own_deadline=True)
+    )
+    await exchange.aclose()
+    assert bench.outcomes()[0] == ("vllm", kind)
+
+
+SCRIPTS: list[Sequence[Step] | AttemptFailed] = [
+    STREAM, (), (ROLE,), (ROLE, HELLO), (ROLE, HELLO, ERROR), (ROLE, HELLO, FINISH), (b"junk\n\n",), (KeyError("x"),),
+    failed(Kind.CLIENT, status=400), failed(Kind.CONNECT), failed(Kind.SERVER),
+    failed(Kind.SATURATED, retry_after_s=1.0), failed(Kind.CONFIG, status=404, code=MODEL_NOT_FOUND), (ROLE, 30.0), (ROLE, HELLO, 30.0),
+]  # fmt: skip
+scripts = st.lists(st.sampled_from(SCRIPTS), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scripts, scripts, st.integers(0, 12), st.booleans(), st.integers(0, 2))
+def test_whatever_happens_everything_that_started_ends_exactly_once(
+    vllm: list[Any], ollama: list[Any], leave_after: int, fallback_model: bool, retries: int
+) -> None:
+    """Random back ends, random chains, and a client that leaves at a random step."""
+
+    async def story() -> None:
+        bench = Bench(FakeTransport("vllm", *vllm), FakeTransport("ollama", *ollama), retries=retries, backoff_s=0.001)
+        if fallback_model:
+            bench.with_fallback_model()
+        task = asyncio.create_task(bench.run(wait_s=0.05))
+        for _ in range(leave_after):
+            await asyncio.sleep(0)
+        if leave_after % 2:
+            task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(result, bytes | LLMError | asyncio.CancelledError), result
+        if bench.told.of(RequestStarted):
+            bench.end()
+
+    asyncio.run(story())
