@@ -72,27 +72,24 @@ class Run:
         while step is not None:
             if step.after_s:
                 await asyncio.sleep(step.after_s)
-            attempt, failure, frames = await self._try(step)
-            if failure is None and attempt is not None:
+            try:
+                attempt = self._begin(step)
+            except AttemptFailed as shut:  # every breaker is open: nobody is asked, and nobody is blamed
+                self._shut = shut
+                step = chain.after(shut, self._clock())
+                continue
+            frames = await self._try(attempt)
+            if not isinstance(frames, AttemptFailed):
                 self._settle(Kind.INCOMPATIBLE)
                 return attempt, frames
-            assert failure is not None
-            step = chain.after(failure, self._clock())
-            if attempt is not None:
-                self._failed(attempt, failure, step)
+            step = chain.after(frames, self._clock())
+            self._failed(attempt, frames, step)
         return self._last_words()
 
-    async def _try(self, step: Try) -> tuple[Attempt | None, AttemptFailed | None, list[Frame]]:
-        """One attempt: it and its frames, or it and its failure; no attempt where every breaker is open."""
-        transport = self._transports[step.target.provider]
+    async def _try(self, attempt: Attempt) -> list[Frame] | AttemptFailed:
+        """The frames up to the commit point, or why there are none; then the attempt is closed."""
         try:
-            endpoint = transport.pick(step.target.model)
-        except AttemptFailed as shut:  # asked nobody, so nobody is blamed
-            self._shut = shut
-            return None, shut, []
-        attempt = self._begin(step, transport, endpoint)
-        try:
-            return attempt, None, await attempt.commit(f"{self.call.id}-{self.attempts}")
+            return await attempt.commit(f"{self.call.id}-{self.attempts}")
         except AttemptFailed as error:
             failure = self._judge(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours: told as such, and the next target may still answer
@@ -103,7 +100,7 @@ class Run:
             raise
         attempt.end(self._clock())
         await attempt.aclose()
-        return attempt, failure, []
+        return failure
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
         """Tell how an attempt ended; the first call speaks."""
@@ -153,8 +150,13 @@ class Run:
             )
         )
 
-    def _begin(self, step: Try, transport: Transport, endpoint: str) -> Attempt:
+    def _begin(self, step: Try) -> Attempt:
+        """Raises:
+        AttemptFailed: no endpoint takes anything.
+        """
         target = step.target
+        transport = self._transports[target.provider]
+        endpoint = transport.pick(target.model)
         if self.attempts and target.provider != self.served.provider:
             self._bus.emit(
                 FellBack(

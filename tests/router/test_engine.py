@@ -343,7 +343,7 @@ async def test_each_attempt_carries_its_own_id() -> None:
 async def test_cancelling_during_a_pause_leaves_nothing_untold() -> None:
     vllm = FakeTransport("vllm", failed(Kind.CLIENT, status=400))
     bench = Bench(vllm, FakeTransport("ollama", failed(Kind.CONNECT)), retries=0, backoff_s=30.0)
-    task = asyncio.create_task(bench.engine.open(bench.call(wait_s=60.0)))
+    task = asyncio.create_task(bench.engine.open(bench.call(wait_s=600.0)))
     while len(bench.told.of(AttemptEnded)) < 1:
         await asyncio.sleep(0)
     task.cancel()
@@ -468,7 +468,8 @@ async def test_a_long_wait_in_vain_is_a_time_out_whoever_set_the_deadline(limit:
 SCRIPTS: list[Sequence[Step] | AttemptFailed] = [
     STREAM, (), (ROLE,), (ROLE, HELLO), (ROLE, HELLO, ERROR), (ROLE, HELLO, FINISH), (b"junk\n\n",), (KeyError("x"),),
     failed(Kind.CLIENT, status=400), failed(Kind.CONNECT), failed(Kind.SERVER),
-    failed(Kind.SATURATED, retry_after_s=1.0), failed(Kind.CONFIG, status=404, code=MODEL_NOT_FOUND), (ROLE, 30.0), (ROLE, HELLO, 30.0),
+    failed(Kind.SATURATED, retry_after_s=1.0), failed(Kind.CONFIG, status=404, code=MODEL_NOT_FOUND),
+    (ROLE, 30.0), (ROLE, HELLO, 30.0),
 ]  # fmt: skip
 scripts = st.lists(st.sampled_from(SCRIPTS), min_size=1, max_size=4)
 
