@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from memos_llm.config import Settings
@@ -39,17 +40,16 @@ class Runtime:
         *,
         bus: Bus,
         metrics: Metrics,
-        log: RequestLog | None,
         live: Live,
-        client: AiohttpClient,
         transports: Mapping[str, Transport],
+        prober: Prober,
         clock: Clock,
+        parts: AsyncExitStack,
     ) -> None:
         self.settings, self.bus, self.metrics, self.live = settings, bus, metrics, live
-        self.transports, self.clock = transports, clock
+        self.transports, self.prober, self.clock = transports, prober, clock
         self._policy = settings.policy()
-        self._log, self._client = log, client
-        self.prober = Prober(list(transports.values()), bus)
+        self._parts = parts
         self.engine = Engine(policy=self.policy, live=live, transports=transports, codecs=CODECS, bus=bus, clock=clock)
 
     def policy(self) -> Policy:
@@ -60,18 +60,7 @@ class Runtime:
 
     async def aclose(self) -> None:
         """Last opened, first closed; every part is closed even when an earlier one fails."""
-        parts = [
-            self.prober.aclose,
-            *(t.aclose for t in self.transports.values()),
-            self._client.aclose,
-            self.live.aclose,
-        ]
-        try:
-            for close in parts:
-                await close()
-        finally:
-            if self._log is not None:
-                self._log.close()
+        await self._parts.aclose()
 
 
 async def open_runtime(
@@ -87,7 +76,7 @@ async def open_runtime(
     """Open everything that a process needs to route calls. `kind` is what `status` shows: gateway, library, cli.
 
     Raises:
-        ConfigError: the configuration is wrong.
+        ConfigError: the configuration is wrong. Then, as after any other failure, nothing stays open.
     """
     bus = Bus()
     metrics = Metrics(
@@ -97,21 +86,30 @@ async def open_runtime(
         models=tuple(settings.models),
     )
     bus.subscribe("metrics", metrics.on_event, *metrics.kinds)
-    logs = _open_logs(settings, bus) if log else None
-    live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
-    client = AiohttpClient()
-    transports = {spec.name: open_transport(spec, client, bus, clock=clock) for spec in settings.provider_specs()}
-    await live.start()
-    return Runtime(
-        settings,
-        bus=bus,
-        metrics=metrics,
-        log=logs,
-        live=live,
-        client=client,
-        transports=transports,
-        clock=clock,
-    )
+    async with AsyncExitStack() as parts:
+        if log:
+            parts.callback(_open_logs(settings, bus).close)
+        live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
+        parts.push_async_callback(live.aclose)
+        client = AiohttpClient()
+        parts.push_async_callback(client.aclose)
+        transports: dict[str, Transport] = {}
+        for spec in settings.provider_specs():
+            transports[spec.name] = open_transport(spec, client, bus, clock=clock)
+            parts.push_async_callback(transports[spec.name].aclose)
+        prober = Prober(list(transports.values()), bus)
+        parts.push_async_callback(prober.aclose)
+        await live.start()
+        return Runtime(
+            settings,
+            bus=bus,
+            metrics=metrics,
+            live=live,
+            transports=transports,
+            prober=prober,
+            clock=clock,
+            parts=parts.pop_all(),
+        )
 
 
 def _open_logs(settings: Settings, bus: Bus) -> RequestLog:

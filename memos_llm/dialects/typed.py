@@ -43,7 +43,7 @@ def chat_body(
     """The JSON body of a chat call; what is None is left out, `extra` is merged last, a stream asks for its usage.
 
     Raises:
-        TypeError: a value is none of JSON's.
+        TypeError: a value is none of JSON's; the message names the argument and repeats nothing of it.
     """
     named: dict[str, Any] = {
         "model": model,
@@ -55,7 +55,32 @@ def chat_body(
     }
     shaping = {key: value for key, value in options.items() if key in SHAPING}
     body = {key: value for key, value in (named | shaping).items() if value is not None}
-    return msgspec.json.encode(body | dict(options.get("extra") or {}), enc_hook=_plain)
+    extra = options.get("extra") or {}
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"extra: a mapping is wanted, not {type(extra).__name__}")
+    try:
+        return _encode(body | dict(extra), enc_hook=_plain)
+    except UNWRITABLE:
+        raise _blame(body | {"extra": extra}) from None
+
+
+_encode = msgspec.json.encode
+UNWRITABLE = (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError)
+"""What encoding raises on values that are none of JSON's: ours, lone surrogates, circles."""
+
+
+def _blame(arguments: Mapping[str, object]) -> TypeError:
+    """The error for the first argument that cannot be written."""
+    for name, value in arguments.items():
+        try:
+            _encode(value, enc_hook=_plain)
+        except UnicodeEncodeError:
+            return TypeError(f"{name}: a lone surrogate is in it, which UTF-8 cannot write")
+        except RecursionError:
+            return TypeError(f"{name}: nested too deep, or in a circle")
+        except UNWRITABLE as error:
+            return TypeError(f"{name}: {error}")
+    return TypeError("the arguments cannot be written as JSON")
 
 
 def _plain(value: object) -> object:

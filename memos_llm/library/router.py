@@ -1,43 +1,24 @@
-"""The engine in process: `Router` for asyncio, `SyncRouter` for everything else.
+"""`Router`: the engine's answers as Python values; `BoundRouter`: one component's view of it."""
 
-The same decisions as in the gateway, from the same flags. Calls travel as OpenAI chat completions, which every
-provider offers; `component` names the pipeline stage and `session` the conversation that must not change arms.
-"""
-
-import asyncio
-import os
-import threading
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Unpack
 
 from msgspec.structs import replace
 
 from memos_llm.config import Settings, load
-from memos_llm.core.call import Call, Operation, Wire
+from memos_llm.core.call import Call
 from memos_llm.core.decision import Decision
-from memos_llm.core.errors import AttemptFailed, ConfigError, InvalidResponse, NotOffered
+from memos_llm.core.errors import AttemptFailed, ControlError, InvalidResponse, NotOffered
 from memos_llm.core.ports import Exchange
-from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
-from memos_llm.dialects.edge import DIALECTS
-from memos_llm.dialects.typed import ChunkReader, chat_body, parse_answer
+from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, StreamChunk
+from memos_llm.dialects.typed import ChunkReader, parse_answer
+from memos_llm.library.calls import CallOptions, build
 from memos_llm.wiring import Runtime, open_runtime
 
-T = TypeVar("T")
-
-
-class CallOptions(Options, total=False):
-    """What every call of a router takes besides the sampling options.
-
-    `component` names the pipeline stage, `session` the conversation; `timeout_s` is the caller's own deadline.
-    """
-
-    component: str
-    session: str
-    request_id: str
-    timeout_s: float
+CLOSED = "the router is closed"
 
 
 class Router:
@@ -49,6 +30,7 @@ class Router:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._closed = False
         self.name = "router"
 
     @classmethod
@@ -105,7 +87,9 @@ class Router:
         reader = ChunkReader()
         try:
             while (frame := await exchange.next()) is not None:
-                for chunk in reader.feed(frame.data):
+                with _understood(call, exchange):
+                    chunks = reader.feed(frame.data)
+                for chunk in chunks:
                     yield chunk
             for chunk in reader.eof():
                 yield chunk
@@ -127,49 +111,28 @@ class Router:
         return BoundRouter(self, component)
 
     async def aclose(self) -> None:
+        """Await or cancel what is under way first: its connections go away. Later calls raise `ControlError`."""
+        self._closed = True
         await self._runtime.aclose()
 
     def _call(
         self, messages: Chat, stream: bool, max_tokens: int | None, temperature: float | None, options: CallOptions
     ) -> Call:
-        policy, now = self._runtime.policy(), self._runtime.clock()
-        model = options.get("model") or policy.default_model()
-        if model is None:
-            raise ConfigError("no model was given and `models` does not have exactly one: pass model=…")
-        wait_s = options.get("timeout_s", policy.total_s)
-        body = chat_body(
+        if self._closed:
+            raise ControlError(CLOSED)
+        return build(
             messages,
             stream=stream,
-            model=model,
             max_tokens=max_tokens,
             temperature=temperature,
-            options=_sampling(options),
-        )
-        dialect = DIALECTS[Wire.OPENAI_CHAT]
-        parsed = dialect.parse(body)
-        id = options.get("request_id") or os.urandom(12).hex()
-        session = options.get("session")
-        key = session.encode() if session else parsed.named_key or dialect.conversation_key(parsed.head) or id.encode()
-        return Call(
-            id=id,
-            wire=dialect.wire,
-            head=parsed.head,
-            body=body,
-            model=model,
-            stream=stream,
-            component=options.get("component") or policy.component(model, Operation.CHAT),
-            key=key,
-            accepted_at=now,
-            deadline=now + min(wait_s, policy.total_s),
-            own_deadline=wait_s < policy.total_s,
-            needs=parsed.needs,
+            options=options,
+            policy=self._runtime.policy(),
+            now=self._runtime.clock(),
         )
 
     def _response(self, call: Call, exchange: Exchange, body: bytes) -> LLMResponse:
-        try:
+        with _understood(call, exchange):
             answer = parse_answer(body)
-        except AttemptFailed as error:
-            raise InvalidResponse(str(error), provider=exchange.served.provider, request_id=call.id) from error
         return replace(
             answer,
             provider=exchange.served.provider,
@@ -260,98 +223,10 @@ class _Opening:
         return self._cls(runtime)
 
 
-class SyncRouter:
-    """`Router` for code without asyncio, and inside a running loop: calls run on a loop in a thread of its own."""
-
-    def __init__(self, config: str | Path | Settings | None, probe: bool) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="memos_llm-router", daemon=True)
-        self._thread.start()
-        try:
-            self._router = self._run(_await(Router.open(config, probe=probe)))
-        except BaseException:
-            self._stop()
-            raise
-
-    @classmethod
-    def open(cls, config: str | Path | Settings | None = None, *, probe: bool = True) -> Self:
-        """As `Router.open`, but at once; use it with `with`."""
-        return cls(config, probe)
-
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = 4096,
-        temperature: float | None = 0.7,
-        **options: Unpack[CallOptions],
-    ) -> LLMResponse:
-        return self._run(self._router.generate(prompt, max_tokens=max_tokens, temperature=temperature, **options))
-
-    def chat(
-        self,
-        messages: Chat,
-        *,
-        max_tokens: int | None = 4096,
-        temperature: float | None = 0.7,
-        **options: Unpack[CallOptions],
-    ) -> LLMResponse:
-        return self._run(self._router.chat(messages, max_tokens=max_tokens, temperature=temperature, **options))
-
-    def stream(
-        self,
-        messages: Chat,
-        *,
-        max_tokens: int | None = 4096,
-        temperature: float | None = 0.7,
-        **options: Unpack[CallOptions],
-    ) -> Iterator[StreamChunk]:
-        """Leaving the loop early cancels the call upstream."""
-        chunks = self._router.stream(messages, max_tokens=max_tokens, temperature=temperature, **options)
-        try:
-            while (chunk := self._run(_next(chunks))) is not None:
-                yield chunk
-        finally:
-            self._run(chunks.aclose())  # type: ignore[attr-defined]  # an async generator, typed as its iterator
-
-    def explain(self, **options: Unpack[CallOptions]) -> Decision:
-        return self._router.explain(**options)
-
-    def close(self) -> None:
-        if self._thread.is_alive():
-            self._run(self._router.aclose())
-            self._stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self, work: Coroutine[object, object, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _await(opening: _Opening) -> Router:
-    return await opening
-
-
-async def _next(chunks: AsyncIterator[StreamChunk]) -> StreamChunk | None:
-    return await anext(chunks, None)
-
-
-def _sampling(options: CallOptions) -> Options:
-    names = Options.__annotations__
-    return {name: value for name, value in options.items() if name in names}  # type: ignore[return-value]
+@contextmanager
+def _understood(call: Call, exchange: Exchange) -> Iterator[None]:
+    """An answer that the engine took and we cannot read is told as every malformed one."""
+    try:
+        yield
+    except AttemptFailed as error:
+        raise InvalidResponse(str(error), provider=exchange.served.provider, request_id=call.id) from error
