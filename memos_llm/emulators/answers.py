@@ -9,6 +9,8 @@ Invariants: the same call gives the same answer in every process; the two engine
 
 Words in the last user message steer the answer: `tool:NAME` calls that tool (once for each mention),
 "weather" calls the first tool, `words:N` sets the length.
+
+A number in a request never decides how much memory is taken: what lies beyond every limit is not made at all.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +52,11 @@ _VOCABULARY: Mapping[str, tuple[str, ...]] = {
 _MESSAGE_OVERHEAD = 4  # role and turn markers of a ChatML-like template
 _PROMPT_OVERHEAD = 3  # the opened assistant turn
 _IMAGE_TOKENS = 256
+
+MAX_WORDS = 1_048_576  # no context is longer
+MAX_SAMPLED = 131_072  # characters and values of one sampled document, about
+MAX_DEPTH = 64  # of a sampled document: a schema may refer to itself
+_FAR = 2**63  # numbers of a schema are cut to ± this
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,8 @@ def expected(
     elif schema is not None:
         content = tokens(_document(engine, schema, digest))
     else:
-        content = tokens(_prose(engine, digest, _length(seen, words, digest)))
+        most = min(MAX_WORDS, MAX_WORDS if max_tokens is None else max_tokens) + max(map(len, stop), default=0)
+        content = tokens(_prose(engine, digest, min(most, _length(seen, words, digest))))
     content, matched, used = _stopped(content, stop)
     return _limited(thoughts, content, calls, matched, used, prompt_tokens(seen, tools or ()), max_tokens)
 
@@ -157,20 +166,53 @@ def prompt_tokens(seen: Sequence[Message], tools: Sequence[Mapping[str, Any]] = 
     return total + sum(len(tokens(_compact(tool))) for tool in tools)
 
 
-def sample(schema: Any, salt: str, root: Mapping[str, Any] | None = None) -> Any:
-    """A value that fits a simple JSON schema; `salt` varies the free strings and numbers."""
+class _Room:
+    """How much a sampled document may still hold; a few bytes of schema can ask for more than there is memory."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.left = MAX_SAMPLED
+        self.depth = 0
+
+    def take(self, size: int) -> None:
+        self.left -= size
+
+    def fixed(self, value: Any) -> Any:
+        """A value that the schema itself holds."""
+        self.take(len(_compact(value)))
+        return value
+
+
+def sample(schema: Any, salt: str) -> Any:
+    """A value that fits a simple JSON schema; `salt` varies the free strings and numbers.
+
+    Past `MAX_SAMPLED` or `MAX_DEPTH` there are only nulls: no context is long enough for an answer to get there.
+    """
+    return _sample(schema, salt, _Room(schema))
+
+
+def _sample(schema: Any, salt: str, room: _Room) -> Any:
+    if room.left <= 0 or room.depth >= MAX_DEPTH:
+        return None
+    room.take(1)
+    room.depth += 1
+    value = _sampled(schema, salt, room)
+    room.depth -= 1
+    return value
+
+
+def _sampled(schema: Any, salt: str, room: _Room) -> Any:
     if not isinstance(schema, Mapping):
         return {"value": f"word{salt[:4]}"}
-    root = schema if root is None else root
-    chosen = _branch(schema, root)
+    chosen = _branch(schema, room.root)
     if chosen is not None:
-        return sample(chosen, salt, root)
+        return _sample(chosen, salt, room)
     if "const" in schema:
-        return schema["const"]
+        return room.fixed(schema["const"])
     choices = schema.get("enum")
     if isinstance(choices, list) and choices:
-        return choices[int(salt[:2], 16) % len(choices)]
-    return _SAMPLES.get(_type(schema), _sample_string)(schema, salt, root)
+        return room.fixed(choices[int(salt[:2], 16) % len(choices)])
+    return _SAMPLES.get(_type(schema), _sample_string)(schema, salt, room)
 
 
 def _type(schema: Mapping[str, Any]) -> str:
@@ -182,10 +224,12 @@ def _type(schema: Mapping[str, Any]) -> str:
 def _bound(schema: Mapping[str, Any], key: str, default: int) -> int:
     """A numeric keyword of a schema; one of another type counts as absent."""
     value = schema.get(key)
-    return int(value) if isinstance(value, int | float) else default
+    if isinstance(value, float) and not math.isfinite(value):
+        return default
+    return max(-_FAR, min(int(value), _FAR)) if isinstance(value, int | float) else default
 
 
-def _branch(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+def _branch(schema: Mapping[str, Any], root: Any) -> Any:
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(key), list) and schema[key]:
             return schema[key][0]
@@ -198,36 +242,47 @@ def _branch(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
     return node
 
 
-def _sample_object(schema: Mapping[str, Any], salt: str, root: Mapping[str, Any]) -> dict[str, Any]:
+def _sample_object(schema: Mapping[str, Any], salt: str, room: _Room) -> dict[str, Any]:
     properties = schema.get("properties")
-    properties = properties if isinstance(properties, Mapping) else {}
-    return {name: sample(sub, _salted(salt, name), root) for name, sub in properties.items()}
+    made = {}
+    for name, sub in properties.items() if isinstance(properties, Mapping) else ():
+        if room.left <= 0:
+            break
+        room.take(len(name))
+        made[name] = _sample(sub, _salted(salt, name), room)
+    return made
 
 
-def _sample_array(schema: Mapping[str, Any], salt: str, root: Mapping[str, Any]) -> list[Any]:
+def _sample_array(schema: Mapping[str, Any], salt: str, room: _Room) -> list[Any]:
+    items: list[Any] = []
     size = max(1, _bound(schema, "minItems", 1))
-    return [sample(schema.get("items", {}), _salted(salt, str(i)), root) for i in range(size)]
+    while len(items) < size and room.left > 0:
+        items.append(_sample(schema.get("items", {}), _salted(salt, str(len(items))), room))
+        room.take(1)
+    return items
 
 
-def _sample_integer(schema: Mapping[str, Any], salt: str, root: Mapping[str, Any]) -> int:
+def _sample_integer(schema: Mapping[str, Any], salt: str, room: _Room) -> int:
     low = _bound(schema, "minimum", _bound(schema, "exclusiveMinimum", -1) + 1)
     high = _bound(schema, "maximum", _bound(schema, "exclusiveMaximum", low + 11) - 1)
     return low + int(salt[:4], 16) % (max(high - low, 0) + 1)
 
 
-def _sample_number(schema: Mapping[str, Any], salt: str, root: Mapping[str, Any]) -> float:
-    whole = _sample_integer(schema, salt, root)
+def _sample_number(schema: Mapping[str, Any], salt: str, room: _Room) -> float:
+    whole = _sample_integer(schema, salt, room)
     return float(whole) if "maximum" in schema else whole + 0.5
 
 
-def _sample_boolean(schema: Mapping[str, Any], salt: str, root: Mapping[str, Any]) -> bool:
+def _sample_boolean(schema: Mapping[str, Any], salt: str, room: _Room) -> bool:
     return int(salt[:2], 16) % 2 == 0
 
 
-def _sample_string(schema: Mapping[str, Any], salt: str, root: Mapping[str, Any]) -> str:
+def _sample_string(schema: Mapping[str, Any], salt: str, room: _Room) -> str:
     text = f"word{salt[:4]}"
-    text = text.ljust(_bound(schema, "minLength", 0), "x")
-    return text[: _bound(schema, "maxLength", len(text))]
+    text = text.ljust(min(_bound(schema, "minLength", 0), room.left), "x")
+    text = text[: _bound(schema, "maxLength", len(text))]
+    room.take(len(text))
+    return text
 
 
 _SAMPLES: Mapping[str, Any] = {
@@ -236,7 +291,7 @@ _SAMPLES: Mapping[str, Any] = {
     "integer": _sample_integer,
     "number": _sample_number,
     "boolean": _sample_boolean,
-    "null": lambda schema, salt, root: None,
+    "null": lambda schema, salt, room: None,
 }
 
 
@@ -316,7 +371,7 @@ def _last_user_text(seen: Sequence[Message]) -> str:
 def _length(seen: Sequence[Message], words: int | None, digest: str) -> int:
     asked = _WORDS.search(_last_user_text(seen))
     if asked:
-        return int(asked.group(1))
+        return int(asked.group(1)[:12])
     return words if words is not None else 5 + int(digest[:2], 16) % 8
 
 
@@ -345,15 +400,17 @@ def _calls(seen: Sequence[Message], tools: Sequence[Mapping[str, Any]], tool_cho
     if not functions or tool_choice == "none":
         return ()
     text = _last_user_text(seen)
+    room = _Room(None)
     return tuple(
-        ToolUse(name, _arguments(functions[name].get("parameters") or {}, _salted(text, f"{name}{i}")))
+        ToolUse(name, _arguments(functions[name].get("parameters") or {}, _salted(text, f"{name}{i}"), room))
         for i, name in enumerate(_wanted(seen, text, list(functions), tool_choice))
     )
 
 
-def _arguments(parameters: Mapping[str, Any], salt: str) -> dict[str, Any]:
-    """Arguments are an object whatever the schema says."""
-    return _sample_object(parameters, salt, parameters)
+def _arguments(parameters: Mapping[str, Any], salt: str, room: _Room) -> dict[str, Any]:
+    """Arguments are an object whatever the schema says; all calls of one answer share the room."""
+    room.root = parameters
+    return _sample_object(parameters, salt, room)
 
 
 def _wanted(seen: Sequence[Message], text: str, names: list[str], tool_choice: Any) -> list[str]:

@@ -7,6 +7,7 @@ the first value is ignored, `null` is the zero value of any type, `<` `>` `&` ar
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:h|ms|m|s|us|µs|μs|ns))+")
+_LONGEST_S = 9.2e9  # what 64 bits of nanoseconds hold
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|s|us|µs|μs|ns)")
 
 
@@ -44,14 +46,31 @@ def loads(body: bytes) -> Any:
     if not text:
         raise EmptyBody("EOF")
     try:
-        value, _ = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text)
+        value, _ = _DECODER.raw_decode(text)
     except json.JSONDecodeError as reason:
         raise DecodeError(_go_words(text, reason)) from reason
+    except RecursionError as reason:
+        raise DecodeError("exceeded max depth") from reason
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
     raise DecodeError(f"invalid character '{name[0]}' looking for beginning of value")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise DecodeError(f"json: cannot unmarshal number {text[:32]} into Go value of type float64")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    _number(text)  # where nothing else is said, Go reads any number as a float64
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_number, parse_int=_whole_number)
 
 
 def _go_words(text: str, reason: json.JSONDecodeError) -> str:
@@ -79,7 +98,7 @@ def kind(value: Any) -> str:
 
 
 def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 _FITS: Mapping[str, Callable[[Any], bool]] = {
@@ -120,7 +139,7 @@ def fields(value: Any, struct: str, spec: Mapping[str, Field], path: str = "") -
 def _check(item: Any, struct: str, path: str, field: Field) -> None:
     fits, go_type = field
     if fits != "any" and not _FITS[fits](item):
-        got = f"number {item}" if fits == "int" and isinstance(item, float) else kind(item)
+        got = f"number {item}" if fits == "int" and kind(item) == "number" else kind(item)
         raise DecodeError(f"json: cannot unmarshal {got} into Go struct field {struct}.{path} of type {go_type}")
 
 
@@ -131,7 +150,7 @@ def duration_s(value: Any) -> float:
         DecodeError: Go's words for a string without unit, or another type.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float("inf") if value < 0 else float(value)
+        return float("inf") if value < 0 or value > _LONGEST_S else float(value)
     if not isinstance(value, str):
         raise DecodeError(f"Unsupported type: '{kind(value)}'")
     if value in ("0", "+0", "-0"):
@@ -140,7 +159,7 @@ def duration_s(value: Any) -> float:
         bare = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", value)
         raise DecodeError(f'time: {"missing unit in" if bare else "invalid"} duration "{value}"')
     total = sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
-    return float("inf") if value.startswith("-") and total else total
+    return float("inf") if (value.startswith("-") and total) or total > _LONGEST_S else total
 
 
 def timestamp(epoch_ns: int) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from memos_llm.emulators import answers, golang, ollama_requests, ollama_v1
 from memos_llm.emulators.emulator import Emulator
 from memos_llm.emulators.faults import Fault
-from memos_llm.emulators.ollama_generation import CRASH, CRASH_0_33, Clock, Generation, Record, fit
+from memos_llm.emulators.ollama_generation import CRASH, CRASH_0_33, Clock, Generation, Record, fit, output_limit
 from memos_llm.emulators.ollama_requests import Asked, Refusal
 from memos_llm.emulators.ollama_runner import (
     DEFAULT_MODELS,
@@ -334,7 +334,7 @@ class OllamaEmulator(Emulator):
             tools=asked.tools,
             schema=asked.schema,
             thinking=think,
-            max_tokens=asked.num_predict,
+            max_tokens=output_limit(asked, model, runner.num_ctx),
             stop=asked.stop,
             words=self.words,
         )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from memos_llm.emulators import answers, golang
@@ -85,6 +86,12 @@ def fit(asked: Asked, model: OllamaModel, num_ctx: int, *, exact: bool) -> Windo
     if not asked.truncate or not asked.shift:
         raise Refusal(400, "the input length exceeds the context length")
     return Window(messages, num_ctx if exact else num_ctx // 2 + 2)
+
+
+def output_limit(asked: Asked, model: OllamaModel, num_ctx: int) -> int:
+    """Most tokens to generate: Ollama stops a model that runs on after ten windows; the trained length does here."""
+    most = min(10 * num_ctx, model.context_length)
+    return most if asked.num_predict is None else min(asked.num_predict, most)
 
 
 def _count(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> int:
@@ -165,27 +172,33 @@ class Generation:
                 yield record
             self.clock.last = time.monotonic_ns()
 
-    def _planned(self) -> list[Record]:
-        planned = [Record(thinking=piece, logprobs=self._logprobs(piece)) for piece in self.answer.thinking]
-        planned += [Record(piece, logprobs=self._logprobs(piece)) for piece in self.answer.content]
+    def _planned(self) -> Iterator[Record]:
+        for piece in self.answer.thinking:
+            yield Record(thinking=piece, logprobs=self._logprobs(piece))
+        for piece in self.answer.content:
+            yield Record(piece, logprobs=self._logprobs(piece))
         if not self.calls_at_the_end:
-            planned += [Record(tool_calls=(call,)) for call in self.calls]
-        return planned
+            for call in self.calls:
+                yield Record(tool_calls=(call,))
 
     def _logprobs(self, piece: str) -> tuple[dict[str, Any], ...]:
-        if not self.asked.logprobs:
-            return ()
-        one = {"token": piece, "logprob": logprob(piece), "bytes": list(piece.encode())}
-        others = [
-            {"token": token, "logprob": logprob(piece) - rank, "bytes": list(token.encode())}
-            for rank, token in enumerate([piece, *(f" other{i}" for i in range(1, 20))][: self.asked.top_logprobs])
-        ]
-        return ({**one, "top_logprobs": others} if others else one,)
+        return _logprobs(piece, self.asked.top_logprobs) if self.asked.logprobs else ()
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         if self.runner.crashed:
             raise EngineFailure(self._crash_text)
+
+
+@lru_cache(maxsize=1024)
+def _logprobs(piece: str, top: int) -> tuple[dict[str, Any], ...]:
+    """Cached, and never changed by anyone: a long answer says the same few words over and over."""
+    one = {"token": piece, "logprob": logprob(piece), "bytes": list(piece.encode())}
+    others = [
+        {"token": token, "logprob": logprob(piece) - rank, "bytes": list(token.encode())}
+        for rank, token in enumerate([piece, *(f" other{i}" for i in range(1, 20))][:top])
+    ]
+    return ({**one, "top_logprobs": others} if others else one,)
 
 
 def logprob(piece: str) -> float:

@@ -85,6 +85,8 @@ def read_chat(body: bytes, *, since: Callable[[str], bool]) -> tuple[Asked, bool
         raise Refusal(400, str(reason), by_layer=True) from reason
     except Refusal as refusal:
         raise Refusal(refusal.status, refusal.text, by_layer=True) from refusal
+    if not 0 <= given.get("top_logprobs", 0) <= 20:
+        raise Refusal(400, "top_logprobs must be between 0 and 20")
     asked = Asked(
         given.get("model", ""),
         messages,

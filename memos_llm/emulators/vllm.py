@@ -4,7 +4,8 @@ Never kinder than the real one: strict validation, one base model under its serv
 every answer, an idle connection closed after 5 s, a client that leaves aborted at once. Facts: vLLM 0.32.0,
 measured; 0.33 source.
 Not emulated (404 in the server's way): embeddings and the other pooling routes, `/v1/responses`, `/v1/messages`,
-audio, LoRA, `/detokenize`, development routes. `structured_outputs` other than json and json_object is a 501.
+audio, LoRA, `/detokenize`, development routes. `structured_outputs` other than json and json_object is a 501, and so
+is a request whose choices together are longer than `vllm_requests.MAX_HELD`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from memos_llm.emulators.faults import Fault
 from memos_llm.emulators.playing import EngineFailure, Script, play, reply_whole
 from memos_llm.emulators.vllm_chunks import DONE, Frame, event
 from memos_llm.emulators.vllm_engine import DEAD, Engine, Run, exposition
-from memos_llm.emulators.vllm_requests import Limits, Rejection
+from memos_llm.emulators.vllm_requests import Held, Limits, Rejection
 from memos_llm.emulators.wire import Exchange
 
 JSON = (("content-type", "application/json"),)
@@ -288,27 +289,12 @@ class VllmEmulator(Emulator):
     async def _chat(self, exchange: Exchange) -> None:
         given = self._read(exchange)
         vllm_requests.check_chat(given, self._limits)
-        schema = requested_schema(given)
         thinking = self._thinks(given) and given.get("continue_final_message") is not True
         prompt = answers.prompt_tokens(answers.logical("vllm", given["messages"]), given.get("tools") or ())
         wanted = given.get("max_completion_tokens") or given.get("max_tokens")
         limit = vllm_requests.output_limit(None if wanted is None else int(wanted), prompt, self._limits)
-        said = [
-            answers.expected(
-                "vllm",
-                given["messages"],
-                seed=self.seed,
-                tools=given.get("tools"),
-                tool_choice=given.get("tool_choice"),
-                schema=schema,
-                thinking=thinking,
-                max_tokens=limit,
-                stop=_stops(given),
-                words=limit if given.get("ignore_eos") else self.words,
-                choice=choice,
-            )
-            for choice in range(int(given.get("n") or 1))
-        ]
+        how = {"tools": given.get("tools"), "tool_choice": given.get("tool_choice"), "thinking": thinking}
+        said = self._said(given, given["messages"], limit, len(exchange.request.body), Held(given), **how)
         frame = self._frame(exchange, "chatcmpl", prompt)
         await self._run(exchange, Job(given, frame, said, thinking, True, self.faults.take("answer")))
 
@@ -316,26 +302,42 @@ class VllmEmulator(Emulator):
         given = self._read(exchange)
         vllm_requests.check_completion(given, self._limits)
         wanted = given.get("max_tokens", _COMPLETION_MAX_TOKENS)
-        said, prompts = [], _prompts(given["prompt"])
+        said, prompts, held = [], _prompts(given["prompt"]), Held(given)
         counts = [len(answers.tokens(prompt)) for prompt in prompts]
         for prompt, count in zip(prompts, counts, strict=True):
             limit = vllm_requests.output_limit(None if wanted is None else int(wanted), count, self._limits)
-            said += [
-                answers.expected(
-                    "vllm",
-                    [{"role": "raw", "content": prompt}],
-                    seed=self.seed,
-                    schema=requested_schema(given),
-                    max_tokens=limit,
-                    stop=_stops(given),
-                    words=limit if given.get("ignore_eos") else self.words,
-                    choice=choice,
-                )
-                for choice in range(int(given.get("n") or 1))
-            ]
+            said += self._said(given, [{"role": "raw", "content": prompt}], limit, len(prompt), held)
         frame = self._frame(exchange, "cmpl", sum(counts))
         echoed = [prompt for prompt in prompts for _ in range(int(given.get("n") or 1))] if given.get("echo") else []
         await self._run(exchange, Job(given, frame, said, False, False, self.faults.take("answer"), echoed))
+
+    def _said(
+        self,
+        given: Mapping[str, Any],
+        messages: Sequence[Mapping[str, Any]],
+        limit: int,
+        prompt_chars: int,
+        held: Held,
+        **how: Any,
+    ) -> list[Answer]:
+        """The `n` choices for one prompt."""
+        said = []
+        for choice in range(int(given.get("n") or 1)):
+            held.prompt(prompt_chars)
+            answer = answers.expected(
+                "vllm",
+                messages,
+                seed=self.seed,
+                schema=requested_schema(given),
+                max_tokens=limit,
+                stop=_stops(given),
+                words=limit if given.get("ignore_eos") else self.words,
+                choice=choice,
+                **how,
+            )
+            held.answer(answer.completion_tokens)
+            said.append(answer)
+        return said
 
     def _frame(self, exchange: Exchange, prefix: str, prompt_tokens: int) -> Frame:
         request_id = exchange.request.headers.get("x-request-id") or f"{self._ids.getrandbits(64):016x}"

@@ -7,6 +7,7 @@ what a later check rejects (vLLM 0.32.0, measured; 0.33 source). Pure: bytes in,
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MAX_STOPS = 4
 MAX_LOGPROBS = 20
+MAX_N = 16384  # VLLM_MAX_N_SEQUENCES
+MAX_HELD = 1_048_576
+"""Tokens of all choices, prompts included, that one request may make an emulator hold; a real server queues more."""
+_MAX = sys.float_info.max
 
 
 class Rejection(Exception):
@@ -82,7 +87,7 @@ def read_json(body: bytes, content_type: str) -> dict[str, Any]:
         }
         text = f"1 validation error:\n  {detail}\n"
         raise Rejection(400, "Bad Request", text, f"body.{reason.pos}") from reason
-    except UnicodeDecodeError as reason:
+    except (ValueError, RecursionError) as reason:  # no UTF-8, a number of thousands of digits, nested too deep
         raise Rejection(400, "Bad Request", "There was an error parsing the body") from reason
     if given is None:
         raise schema_error((), "missing", "Field required", None)
@@ -96,17 +101,21 @@ def read_json(body: bytes, content_type: str) -> dict[str, Any]:
 
 def _is_float(value: Any) -> bool:
     if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return False
-        return True
+        return _reads(float, value)
     return isinstance(value, int | float)
+
+
+def _reads(kind: Callable[[str], object], text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_int(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lstrip("+-").isdigit()
+        return _reads(int, value)
     return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
@@ -195,6 +204,7 @@ def check_completion(given: dict[str, Any], limits: Limits) -> None:
     """
     _check_stream_options(given)
     _check_types(given, _COMPLETION_TYPES)
+    _check_top(int(given.get("logprobs") or 0))
     _check_stop(given, limits)
     prompt = given.get("prompt")
     if prompt is None or prompt in ("", []):
@@ -241,6 +251,10 @@ def _check_logprobs(given: Mapping[str, Any]) -> None:
         raise value_error("`top_logprobs` must be a positive value or -1.", "top_logprobs", top)
     if top and not given.get("logprobs"):
         raise value_error("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
+    _check_top(top)
+
+
+def _check_top(top: int) -> None:
     if top > MAX_LOGPROBS:
         text = f"Requested sample logprobs of {top}, which is greater than max allowed: {MAX_LOGPROBS}"
         raise value_error(text, "logprobs", top)
@@ -382,7 +396,12 @@ def _check_template(given: Mapping[str, Any], limits: Limits) -> None:
 
 def _number(given: Mapping[str, Any], name: str) -> float | None:
     value = given.get(name)
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    try:
+        return max(-_MAX, min(float(value), _MAX))
+    except OverflowError:  # an integer beyond every float
+        return _MAX if value > 0 else -_MAX
 
 
 def _check_sampling(given: Mapping[str, Any], limits: Limits, limit_names: Sequence[str]) -> None:
@@ -421,8 +440,44 @@ def _check_counts(given: Mapping[str, Any]) -> None:
     n = _number(given, "n")
     if n is not None and n < 1:
         raise plain_error(f"n must be at least 1, got {int(n)}.")
+    if n is not None and n > MAX_N:
+        hint = "To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable."
+        raise plain_error(f"n must be at most {MAX_N}, got {int(given['n'])}. {hint}")
     if n is not None and n > 1 and _number(given, "temperature") == 0:
         raise plain_error(f"n must be 1 when using greedy sampling, got {int(n)}.")
+
+
+class Held:
+    """What one request makes the emulator hold, counted before it does.
+
+    Args:
+        given: the request; alternatives of a token count as tokens.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._weight = 1 + (max(0, int(given.get("top_logprobs") or 0)) if given.get("logprobs") else 0)
+        self._tokens = 0
+
+    def prompt(self, chars: int) -> None:
+        """One more choice, of a prompt of so many characters.
+
+        Raises:
+            Rejection: 501, it is too much.
+        """
+        self._add(8 + chars // 4)
+
+    def answer(self, tokens: int) -> None:
+        """The tokens of one choice.
+
+        Raises:
+            Rejection: 501, it is too much.
+        """
+        self._add(tokens * self._weight)
+
+    def _add(self, tokens: int) -> None:
+        self._tokens += tokens
+        if self._tokens > MAX_HELD:
+            raise Rejection(501, "NotImplementedError", f"more than {MAX_HELD} tokens at once are not emulated")
 
 
 def output_limit(wanted: int | None, prompt_tokens: int, limits: Limits) -> int:

@@ -7,6 +7,7 @@ The breakers are fed by `AttemptEnded` on the bus, whoever made the attempt; the
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 
 from memos_llm.core.errors import AttemptFailed
@@ -29,7 +30,7 @@ class EndpointState:
         served: the models it told of (canonical), None before it did.
         misses: probes that failed in a row. heard_at: when a request there last got a byte.
         in_flight: requests from `begin` until their lease ends.
-        waiting: tasks that have sent a request and have no reply yet; `cut`: those that were told to give up.
+        waiting: tasks within `patience`; `cut`: those that were told to give up. downs: how often they were.
     """
 
     def __init__(self, endpoint: Endpoint, breaker: Breaker, canonical: Callable[[str], str]) -> None:
@@ -45,15 +46,42 @@ class EndpointState:
         self.turn = 0
         self.waiting: set[asyncio.Task[object]] = set()
         self.cut: set[asyncio.Task[object]] = set()
+        self.downs = 0
 
     def begin(self) -> "Lease":
         return Lease(self)
 
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """What is awaited within ends at once when the endpoint is found down. Not to be nested.
+
+        Raises:
+            AttemptFailed: `timeout`, code `endpoint_down`.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        self.waiting.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self.cut and task.uncancel() <= before:
+                raise gone() from None
+            raise
+        finally:
+            self.waiting.discard(task)
+            self.cut.discard(task)
+
     def cut_waiting(self) -> None:
-        """End, as time-outs, the requests that have had no reply yet."""
+        """The endpoint was found down: end, as time-outs, what waits for it."""
+        self.downs += 1
         for task in self.waiting - self.cut:
             self.cut.add(task)
             task.cancel()
+
+
+def gone() -> AttemptFailed:
+    return AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="endpoint_down"))
 
 
 class Lease:

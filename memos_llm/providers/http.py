@@ -1,7 +1,7 @@
 """A `Transport` over HTTP. What differs between kinds of back end is data: a `Profile`.
 
 A request counts as in flight on its endpoint from `open` until its reply has ended or was closed. When probes find an
-endpoint down, the requests there that have no reply yet end at once as time-outs.
+endpoint down, the requests there whose answer nobody has begun to use end at once as time-outs.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from memos_llm.core.events import Bus, ProbeEnded
 from memos_llm.core.outcome import BREAKER_OPEN, Kind, Outcome
 from memos_llm.core.policy import ProviderSpec
 from memos_llm.core.ports import BackendClient, Clock, RawReply
-from memos_llm.providers.endpoints import DOWN, EndpointState, Lease, Pool
+from memos_llm.providers.endpoints import DOWN, EndpointState, Lease, Pool, gone
 from memos_llm.providers.health import Finding, Get, check, note
 from memos_llm.providers.refusals import refusal
 
@@ -44,18 +44,22 @@ class Profile(Struct, frozen=True, kw_only=True):
 
 
 class HttpReply:
-    """A `Reply` whose end is also the end of its lease."""
+    """A `Reply` whose end is also the end of its lease. Until it is committed, its endpoint can take it down."""
 
-    __slots__ = ("_clock", "_lease", "_raw", "endpoint", "status")
+    __slots__ = ("_clock", "_committed", "_downs", "_lease", "_raw", "endpoint", "status")
 
     def __init__(self, raw: RawReply, lease: Lease, clock: Clock) -> None:
         self._raw, self._lease, self._clock = raw, lease, clock
         self.status = raw.status
         self.endpoint = lease.state.url
+        self._committed, self._downs = False, lease.state.downs
+
+    def committed(self) -> None:
+        self._committed = True
 
     async def read(self) -> bytes:
         try:
-            chunk = await self._raw.read()
+            chunk = await (self._raw.read() if self._committed else self._read_while_up())
         except AttemptFailed:
             self._lease.end()
             raise
@@ -64,6 +68,13 @@ class HttpReply:
         else:
             self._lease.end()
         return chunk
+
+    async def _read_while_up(self) -> bytes:
+        state = self._lease.state
+        if state.downs != self._downs:  # found down between two reads
+            raise gone()
+        with state.patience():
+            return await self._raw.read()
 
     async def aclose(self) -> None:
         self._lease.end()
@@ -153,27 +164,16 @@ class HttpTransport:
         if 200 <= raw.status < 300:
             return raw
         try:
-            words = await _read_words(raw)
+            words, whole = await _read_words(raw)
         finally:
             await raw.aclose()
-        raise refusal(raw.status, raw.headers, words)
+        raise refusal(raw.status, raw.headers, words, whole=whole)
 
     async def _send(
         self, state: EndpointState, method: str, url: str, headers: Mapping[str, str], body: bytes
     ) -> RawReply:
-        task = asyncio.current_task()
-        assert task is not None
-        before = task.cancelling()
-        state.waiting.add(task)
-        try:
+        with state.patience():
             return await self._client.send(method, url, headers, body, connect_s=self._connect_s)
-        except asyncio.CancelledError:
-            if task in state.cut and task.uncancel() <= before:
-                raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="endpoint_down")) from None
-            raise
-        finally:
-            state.waiting.discard(task)
-            state.cut.discard(task)
 
 
 async def _read_all(raw: RawReply, limit: int) -> bytes:
@@ -185,13 +185,15 @@ async def _read_all(raw: RawReply, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _read_words(raw: RawReply) -> bytes:
-    """An error body as far as it comes: cut at a size and a time, and whatever there is if it breaks off."""
+async def _read_words(raw: RawReply) -> tuple[bytes, bool]:
+    """An error body as far as it comes, and whether that is all: cut at a size and a time, and where it breaks off."""
     body = bytearray()
     try:
         async with asyncio.timeout(MAX_ERROR_S):
-            while len(body) < MAX_ERROR_BYTES and (chunk := await raw.read()):
+            while chunk := await raw.read():
                 body += chunk
+                if len(body) > MAX_ERROR_BYTES:
+                    return bytes(body[:MAX_ERROR_BYTES]), False
     except (TimeoutError, AttemptFailed):
-        pass
-    return bytes(body[:MAX_ERROR_BYTES])
+        return bytes(body), False
+    return bytes(body), True

@@ -70,9 +70,14 @@ SIGNS: tuple[Sign, ...] = (
 _UNKNOWN = Sign(range(0), Kind.MALFORMED, "status")
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
-    """The failure that an answer other than 2xx stands for."""
-    complaint = read_complaint(body)
+def refusal(status: int, headers: Mapping[str, str], body: bytes, *, whole: bool = True) -> AttemptFailed:
+    """The failure that an answer other than 2xx stands for.
+
+    The caller may read the back end's words, and have its body as it is when that is a `whole` JSON object. What is
+    wrong on our side (the key, the route) is none of his business.
+    """
+    document = _decoded(body)
+    complaint = _understood(document, body)
     sign = next((sign for sign in SIGNS if sign.fits(status, complaint)), _UNKNOWN)
     outcome = Outcome(
         kind=sign.kind,
@@ -80,16 +85,14 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFail
         code=sign.code,
         retry_after_s=retry_after_s(headers.get("Retry-After"), datetime.now(UTC)),
     )
-    return AttemptFailed(outcome, complaint.text, body)
+    if outcome.kind is Kind.CONFIG and outcome.code != MODEL_NOT_FOUND:
+        return AttemptFailed(outcome)
+    return AttemptFailed(outcome, complaint.text, body if whole and isinstance(document, dict) else b"")
 
 
 def read_complaint(body: bytes) -> Complaint:
     """The message out of any of the shapes an error comes in; an unknown one gives an empty text."""
-    try:
-        document = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        return Complaint(_plain(body))
-    return _from_json(document)
+    return _understood(_decoded(body), body)
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
@@ -105,6 +108,20 @@ def retry_after_s(value: str | None, now: datetime) -> float | None:
         return None
     wait_s = (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds()
     return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+_NOT_JSON = object()
+
+
+def _decoded(body: bytes) -> object:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return _NOT_JSON
+
+
+def _understood(document: object, body: bytes) -> Complaint:
+    return Complaint(_plain(body)) if document is _NOT_JSON else _from_json(document)
 
 
 def _from_json(document: object) -> Complaint:

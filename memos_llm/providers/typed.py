@@ -27,7 +27,7 @@ from memos_llm.core.errors import (
 from memos_llm.core.events import Bus
 from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
 from memos_llm.core.policy import Endpoint, ProviderSpec, Timeouts
-from memos_llm.core.ports import BackendClient, Clock, Codecs, Transport
+from memos_llm.core.ports import BackendClient, Clock, Codecs, Reply, Transport
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.edge import DIALECTS
@@ -37,6 +37,19 @@ from memos_llm.providers.client import AiohttpClient
 from memos_llm.providers.http import HttpTransport, Profile
 
 T = TypeVar("T")
+
+
+class _Progress:
+    """How far a stream has come: whether the caller has begun to use it."""
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+        self.begun = False
+
+    def begin(self) -> None:
+        if not self.begun and self.reply is not None:
+            self.reply.committed()
+        self.begun = True
 
 
 class TypedProvider:
@@ -104,14 +117,14 @@ class TypedProvider:
     ) -> AsyncIterator[StreamChunk]:
         """The next message, piece by piece. Closing the iterator cancels the call upstream."""
         call = self._call(messages, True, max_tokens, temperature, options)
-        reader, begun = ChunkReader(), False
-        async with aclosing(self._frames(call)) as frames:
+        reader, progress = ChunkReader(), _Progress()
+        async with aclosing(self._frames(call, progress)) as frames:
             while True:
-                with self._told(call, begun=begun):
+                with self._told(call, begun=progress.begun):
                     frame = await anext(frames, None)
                     chunks = reader.feed(frame.data) if frame else reader.eof()
                 for chunk in chunks:
-                    begun = True
+                    progress.begin()
                     yield chunk
                 if frame is None:
                     return
@@ -159,10 +172,10 @@ class TypedProvider:
         )
 
     async def _whole(self, call: Call) -> bytes:
-        async with aclosing(self._frames(call)) as frames:
+        async with aclosing(self._frames(call, _Progress())) as frames:
             return b"".join([frame.data async for frame in frames])
 
-    async def _frames(self, call: Call) -> AsyncGenerator[Frame, None]:
+    async def _frames(self, call: Call, progress: _Progress) -> AsyncGenerator[Frame, None]:
         codec = self._codecs.find(call, self._transport.offer(call.model))
         if codec is None:
             raise NotOffered(f"{self.name!r} cannot do this call for {call.model!r}", provider=self.name)
@@ -170,7 +183,7 @@ class TypedProvider:
         request, _ = codec.request(call, target)
         decoder = codec.decoder(call, target)
         limits = self._limits
-        reply = await _within(limits.total_s, "total", self._transport.open(request))
+        reply = progress.reply = await _within(limits.total_s, "total", self._transport.open(request))
         try:
             idle_s = limits.idle_s if call.stream else None
             while chunk := await _within(idle_s, "idle", reply.read()):

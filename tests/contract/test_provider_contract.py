@@ -214,7 +214,7 @@ async def test_the_key_is_sent_and_a_wrong_one_is_our_configuration(client: Aioh
                 await read_all(await transport.open(request()))
             else:
                 failed = await failure(transport)
-                assert (failed.outcome.kind, failed.client_text) == (Kind.CONFIG, "Unauthorized")
+                assert (failed.outcome.kind, failed.client_text, failed.client_body) == (Kind.CONFIG, "", b"")
 
 
 async def test_a_refused_connection(transport: Transport, emulator: Emulator) -> None:
@@ -347,6 +347,26 @@ async def test_a_stream_adds_up_to_the_whole_answer(provider: TypedProvider) -> 
     assert "".join(chunk.text for chunk in chunks) == (await provider.chat(MESSAGES)).text
     assert [bool(chunk.finish_reason) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1].usage is not None
+
+
+async def test_a_stream_that_has_begun_is_not_cut_by_a_probe(provider: TypedProvider, emulator: Emulator) -> None:
+    emulator.timing.inter_token_s = 0.02
+    stream = provider.stream(MESSAGES)
+    await anext(stream)
+    (state,) = provider._transport._pool  # type: ignore[attr-defined]
+    state.cut_waiting()
+    assert [chunk async for chunk in stream][-1].finish_reason == "stop"
+
+
+async def test_a_stream_that_has_not_begun_is_cut_by_a_probe(provider: TypedProvider, emulator: Emulator) -> None:
+    emulator.timing.ttft_s = 30.0
+    reading = asyncio.ensure_future(anext(provider.stream(MESSAGES)))
+    (state,) = provider._transport._pool  # type: ignore[attr-defined]
+    await until(lambda: emulator.counters.in_flight)
+    await asyncio.sleep(0.02)
+    state.cut_waiting()
+    with pytest.raises(Timeout):
+        await asyncio.wait_for(reading, 0.5)
 
 
 async def test_leaving_a_stream_early_is_seen_upstream(provider: TypedProvider, emulator: Emulator) -> None:

@@ -1,5 +1,6 @@
 """Equal wires: bytes pass, and what may change is exactly what is listed."""
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -23,16 +24,17 @@ from dialect_streams import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memos_llm.core.call import Call, Part, Usage, Wire
+from memos_llm.core.call import Call, Part, Thinking, Usage, Wire
 from memos_llm.core.decision import Offer
-from memos_llm.core.errors import AttemptFailed
+from memos_llm.core.errors import AttemptFailed, BadRequest, ModelNotFound
 from memos_llm.core.outcome import Kind
-from memos_llm.core.ports import Decoder
+from memos_llm.core.ports import Codec, Decoder
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.codecs.decoder import WholeDecoder
 from memos_llm.dialects.codecs.echo import ModelEcho
 from memos_llm.dialects.codecs.identity import REPAIRS, Identity
 from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
+from memos_llm.dialects.edge import DIALECTS
 
 CHAT, GENERATE, OPENAI = Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE, Wire.OPENAI_CHAT
 USER = [{"role": "user", "content": "hi"}]
@@ -390,3 +392,140 @@ def test_a_whole_answer_has_a_size_cap() -> None:
 @given(st.sampled_from([openai_call(), NATIVE_CALL, WHOLE, NATIVE_WHOLE]), st.lists(st.binary(max_size=40), max_size=4))
 def test_random_bytes_fail_as_an_attempt_or_pass(call: Call, chunks: list[bytes]) -> None:
     failure(call, *chunks, b"\n\n{")
+
+
+# --- bodies that were damaged on the way ------------------------------------------------------------------------------
+
+PNG = "iVBORw0KGgo="
+BODIES: dict[Wire, dict[str, Any]] = {
+    CHAT: {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "be \u00fc"},
+            {"role": "user", "content": "hi", "images": [PNG]},
+            {
+                "role": "assistant",
+                "thinking": "t",
+                "tool_calls": [{"function": {"name": "f", "arguments": {"a": "b"}}}],
+            },
+            {"role": "tool", "content": "x", "tool_name": "f"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "format": {"type": "object"},
+        "think": "high",
+        "options": {"temperature": 0.5, "num_predict": 7, "seed": 3, "stop": ["a"], "num_ctx": 9},
+        "keep_alive": "5m",
+        "logprobs": True,
+        "top_logprobs": 3,
+        "stream": True,
+    },
+    GENERATE: {
+        "model": "m",
+        "prompt": "<s>hi",
+        "system": "be brief",
+        "images": [PNG],
+        "raw": False,
+        "suffix": "",
+        "format": "json",
+        "think": True,
+        "options": {"top_k": 4, "repeat_penalty": 1.1},
+    },
+    OPENAI: {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+        "stream": True,
+        "stream_options": {"include_usage": False},
+        "n": 2,
+        "max_completion_tokens": 9,
+        "tools": [],
+        "metadata": {"component": "c"},
+        "user": "u",
+    },
+    Wire.OPENAI_COMPLETION: {"model": "m", "prompt": "p", "max_tokens": 5, "n": 2, "stop": ["a"]},
+}
+PIECES = [
+    b"\xff",
+    b"\xc3",
+    b"\\ud800",
+    b"\\udc00x",
+    b"1e999",
+    b"1e300",
+    b"9" * 400,
+    b"9" * 5000,
+    b"\x00",
+    b"null",
+    b"{",
+    b"]",
+    b'"',
+    b"[" * 9,
+]
+DAMAGE = st.tuples(
+    st.sampled_from(["insert", "replace", "delete"]),
+    st.integers(0, 2000),
+    st.sampled_from(PIECES) | st.binary(min_size=1, max_size=3),
+)
+CARRIERS: list[Codec] = [Identity(), OllamaToOpenAI()]
+
+
+def damaged(body: bytes, steps: list[tuple[str, int, bytes]]) -> bytes:
+    for how, place, piece in steps:
+        at = place % (len(body) + 1)
+        kept = at if how == "insert" else at + len(piece)
+        body = body[:at] + (b"" if how == "delete" else piece) + body[kept:]
+    return body
+
+
+def carried(wire: Wire, body: bytes) -> None:
+    """All that is done with a request before it is sent: read or refused, never anything else."""
+    with suppress(BadRequest, ModelNotFound):
+        call = make_call(wire, body)
+        DIALECTS[wire].conversation_key(call.head)
+        for codec in CARRIERS[: 1 + (wire in (CHAT, GENERATE))]:
+            for settings_ in ({}, {"thinking": Thinking.REASONING_EFFORT}, {"thinking": Thinking.THINKING}):
+                with suppress(AttemptFailed):
+                    full = target(**settings_, defaults={"temperature": 0.1}, repairs=frozenset(REPAIRS))
+                    codec.request(call, full)
+                    codec.decoder(call, full)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.sampled_from(list(BODIES)), st.lists(DAMAGE, min_size=1, max_size=3))
+def test_damaged_bodies_are_carried_or_refused(wire: Wire, steps: list[tuple[str, int, bytes]]) -> None:
+    carried(wire, damaged(msgspec.json.encode(BODIES[wire]), steps))
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("wire", list(BODIES))
+def test_damage_at_every_place_is_carried_or_refused(wire: Wire, piece: bytes) -> None:
+    body = msgspec.json.encode(BODIES[wire])
+    for at in range(len(body)):
+        carried(wire, damaged(body, [("insert", at, piece)]))
+        carried(wire, damaged(body, [("replace", at, piece)]))
+
+
+@pytest.mark.parametrize("number", ["1e300", "-1e300", "9" * 30, "9" * 400, "1e999"])
+@pytest.mark.parametrize("name", ["num_predict", "top_k", "seed", "num_ctx", "temperature", "repeat_penalty"])
+def test_options_beyond_64_bits_are_carried_or_refused(name: str, number: str) -> None:
+    raw = b'{"model":"m","messages":[{"role":"user","content":"x"}],"options":{"%b":%b}}'
+    carried(CHAT, raw % (name.encode(), number.encode()))
+
+
+@pytest.mark.parametrize(
+    ("wire", "raw", "words"),
+    [
+        (CHAT, b'"think":"\xff"', "think: not valid UTF-8"),
+        (CHAT, b'"think":true,"options":{"\xff":1}', "options: not valid UTF-8"),
+        (
+            CHAT,
+            b'"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{"a":"\xff"}}}]}]',
+            "messages: the arguments of a tool call are not valid UTF-8",
+        ),
+    ],
+)
+def test_what_is_no_utf_8_is_refused_by_name(wire: Wire, raw: bytes, words: str) -> None:
+    rest = b"" if b"messages" in raw else b',"messages":[{"role":"user","content":"x"}]'
+    call = make_call(wire, b'{"model":"m",%b%b}' % (raw, rest))
+    with pytest.raises(AttemptFailed) as failed:
+        OllamaToOpenAI().request(call, target(thinking=Thinking.THINKING))
+    assert (failed.value.outcome.kind, failed.value.outcome.status) == (Kind.CLIENT, 400)
+    assert failed.value.client_text == words

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import json
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,15 @@ from emulator_wire import SCHEMA, WEATHER_TOOL, Answered, ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memos_llm.emulators import OllamaEmulator, OllamaModel, VllmEmulator, golang, ollama_requests, vllm_requests
+from memos_llm.emulators import (
+    OllamaEmulator,
+    OllamaModel,
+    VllmEmulator,
+    expected,
+    golang,
+    ollama_requests,
+    vllm_requests,
+)
 from memos_llm.emulators.ollama_requests import Refusal
 from memos_llm.emulators.vllm_requests import Rejection
 
@@ -135,6 +146,131 @@ async def test_any_one_odd_value_is_answered_or_refused_in_json(engine: str, pat
                 assert _civil(got), (case, got)
         for odd in ODD:
             assert _civil(await ask(emu.url, "POST", path, odd if odd is not None else b"null"))
+
+
+# -- numbers that would eat the machine
+
+HUGE = 99999999999999999999
+GREEDY: list[dict[str, Any]] = [
+    {"n": HUGE},
+    {"n": "99999999999999999999"},
+    {"n": 16384, "ignore_eos": True, "temperature": 1},
+    {"best_of": HUGE, "dimensions": HUGE},
+    {"logprobs": True, "top_logprobs": HUGE},
+    {"logprobs": HUGE, "top_logprobs": None},
+    {"max_tokens": HUGE},
+    {"max_tokens": 10**400, "max_completion_tokens": 10**400},
+    {"n": 10**400, "seed": 10**400, "temperature": 10**400},
+    {"seed": "WIDE"},
+]
+WIDE = b"9" * 5000  # more digits than Python reads
+SCHEMAS: list[Any] = [
+    {"type": "array", "minItems": HUGE},
+    {"type": "array", "minItems": 1000, "items": {"type": "array", "minItems": 1000, "items": {"$ref": "#"}}},
+    {"type": "array", "minItems": HUGE, "items": {"const": "x" * 5000}},
+    {"type": "string", "minLength": HUGE},
+    {"type": "object", "properties": {"a": {"$ref": "#"}, "b": {"$ref": "#"}}},
+    {"$ref": "#"},
+    {"type": "number", "minimum": 10**400, "maximum": -(10**300)},
+]
+
+
+def _asking(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode().replace(b'"WIDE"', WIDE)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A mistake in what follows fails instead of taking the machine down."""
+    with Path("/proc/self/statm").open() as statm:
+        taken = int(statm.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("more", GREEDY)
+async def test_a_client_s_number_does_not_decide_how_much_memory_is_taken(more: dict[str, Any]) -> None:
+    said = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "temperature": 1}
+    for emulator in (OllamaEmulator(models=["m"]), VllmEmulator(models=["m"])):
+        paths = ("/v1/chat/completions", "/v1/completions") if emulator.engine == "vllm" else ("/v1/chat/completions",)
+        async with emulator as emu:
+            for path in paths:
+                got = await asyncio.wait_for(ask(emu.url, "POST", path, _asking({"model": "m"} | said | more)), 20)
+                assert _civil(got), got
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_more_than_16384_choices_are_refused_as_vllm_refuses_them() -> None:
+    async with VllmEmulator(models=["m"]) as emu:
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            said = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
+            got = await ask(emu.url, "POST", path, said | {"n": HUGE})
+            assert (got.status, got.json["error"]["type"]) == (400, "BadRequestError")
+            assert got.json["error"]["message"].startswith(f"n must be at most 16384, got {HUGE}.")
+            got = await ask(emu.url, "POST", path, said | {"n": 16384, "ignore_eos": True, "max_tokens": 400})
+            assert (got.status, got.json["error"]["type"]) == (501, "NotImplementedError")
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("words", [HUGE, "9" * 5000])
+async def test_a_long_answer_ends_with_the_context(words: object) -> None:
+    async with VllmEmulator(models=["m"], max_model_len=512, thinking=False) as emu:
+        said = {"messages": [{"role": "user", "content": f"words:{words}"}], "max_tokens": 400}
+        got = (await ask(emu.url, "POST", "/v1/chat/completions", said)).json
+        assert (got["choices"][0]["finish_reason"], got["usage"]["completion_tokens"]) == ("length", 400)
+    async with OllamaEmulator(models=[OllamaModel("m", context_length=512)]) as ollama:
+        for options in ({}, {"num_predict": HUGE}, {"num_predict": HUGE, "num_ctx": HUGE}, {"num_predict": 1e300}):
+            said = {"model": "m", "prompt": f"words:{words}", "raw": True, "stream": False, "options": options}
+            got = (await ask(ollama.url, "POST", "/api/generate", said)).json
+            assert (got["done_reason"], got["eval_count"]) == ("length", 512)
+
+
+def test_a_bounded_text_is_the_beginning_of_the_unbounded_one() -> None:
+    for stop in ([], ["llama meadow wool"], ["café"], ["nowhere" * 9]):
+        for limit in range(1, 40):
+            long, short = (
+                expected("ollama", [{"role": "raw", "content": f"words:{n}"}], max_tokens=limit, stop=stop)
+                for n in (300, 3000)
+            )
+            whole = expected("ollama", [{"role": "raw", "content": "words:300"}], stop=stop)
+            assert long.content == whole.content[:limit]
+            assert (len(short.content), short.completion_tokens <= limit) == (len(short.content[:limit]), True)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("schema", SCHEMAS)
+async def test_a_schema_does_not_decide_how_much_memory_is_taken(schema: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    plain = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    asked = ({"response_format": wanted}, {"tools": [tool], "messages": [{"role": "user", "content": "tool:f " * 500}]})
+    for emulator in (OllamaEmulator(models=["m"]), VllmEmulator(models=["m"])):
+        async with emulator as emu:
+            for more in asked:
+                got = await asyncio.wait_for(ask(emu.url, "POST", "/v1/chat/completions", _asking(plain | more)), 20)
+                assert _civil(got), got
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "9" * 5000])
+async def test_a_number_that_go_cannot_hold_is_refused(number: str) -> None:
+    async with OllamaEmulator(models=["m"]) as emu:
+        for body in ('"keep_alive":%s', '"options":{"num_predict":%s}', '"top_logprobs":%s'):
+            raw = ('{"model":"m","prompt":"x",' + body % number + "}").encode()
+            got = await ask(emu.url, "POST", "/api/generate", raw)
+            assert got.status == 400
+            assert "cannot unmarshal number" in got.json["error"]
+        assert (await ask(emu.url, "POST", "/api/generate", {"model": "m", "keep_alive": 1e300})).status == 200
+        assert (await ask(emu.url, "GET", "/api/ps")).status == 200
+
+
+async def test_bodies_nested_too_deep_are_refused() -> None:
+    deep = b'{"model":"m","messages":' + b"[" * 200_000
+    async with OllamaEmulator(models=["m"]) as ollama, VllmEmulator(models=["m"]) as vllm:
+        for url, path in ((ollama.url, "/api/chat"), (vllm.url, "/v1/chat/completions")):
+            assert (await ask(url, "POST", path, deep)).status == 400
 
 
 def _civil(got: Answered) -> bool:

@@ -199,7 +199,21 @@ async def test_an_endless_error_body_is_cut(client: AiohttpClient) -> None:
         failed = await failure(transport_to(client, server.url))
         await asyncio.wait_for(left.wait(), 2.0)
     assert failed.outcome == Outcome(kind=Kind.SERVER, status=500, code="status")
-    assert len(failed.client_body) == module.MAX_ERROR_BYTES
+    assert failed.client_body == b""
+
+
+@pytest.mark.parametrize(("size", "whole"), [(module.MAX_ERROR_BYTES, True), (module.MAX_ERROR_BYTES + 1, False)])
+async def test_an_error_body_within_the_limit_is_the_caller_s(client: AiohttpClient, size: int, whole: bool) -> None:
+    body = b'{"error":"no"%s}' % (b" " * (size - 14))
+
+    async def play(connection: Connection) -> None:
+        await connection.request()
+        await connection.answer(body, "400 No")
+
+    async with RawServer(play) as server:
+        failed = await failure(transport_to(client, server.url))
+    assert failed.client_body == (body if whole else b"")
+    assert failed.client_text == ("no" if whole else '{"error":"no"')
 
 
 @pytest.mark.parametrize("ending", ["stays open", "breaks off"])
@@ -279,12 +293,92 @@ async def test_a_cut_within_a_time_limit_is_not_taken_for_the_limit(client: Aioh
         assert (await opening).outcome.code == "endpoint_down"
 
 
-async def test_replies_that_are_open_are_left_alone(client: AiohttpClient) -> None:
+async def head_only(connection: Connection) -> None:
+    await connection.request()
+    await connection.send(HEAD)
+    await connection.gone()
+
+
+DOWN = Outcome(kind=Kind.TIMEOUT, code="endpoint_down")
+
+
+async def test_a_stream_without_content_ends_at_once_when_its_endpoint_is_found_dead(client: AiohttpClient) -> None:
+    async def read() -> AttemptFailed:
+        async with asyncio.timeout(5.0):
+            with pytest.raises(AttemptFailed) as caught:
+                await reply.read()
+        return caught.value
+
+    async with RawServer(head_only) as server:
+        transport = transport_to(client, server.url)
+        (state,) = transport._pool
+        reply = await transport.open(REQUEST)
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.01)
+        state.cut_waiting()
+        assert (await asyncio.wait_for(reading, 0.25)).outcome == DOWN
+        assert not reading.cancelling()
+        assert (in_flight(transport), state.waiting, state.cut) == (0, set(), set())
+        await reply.aclose()
+
+
+async def test_a_reply_whose_endpoint_died_between_two_reads_ends_with_the_next(client: AiohttpClient) -> None:
     async with RawServer(chunked(b"part")) as server:
         transport = transport_to(client, server.url)
         reply = await transport.open(REQUEST)
         next(iter(transport._pool)).cut_waiting()
+        with pytest.raises(AttemptFailed) as caught:
+            await reply.read()
+        assert (caught.value.outcome, in_flight(transport)) == (DOWN, 0)
+        await reply.aclose()
+
+
+async def test_a_request_to_an_endpoint_that_was_down_before_is_not_cut_for_it(client: AiohttpClient) -> None:
+    async with RawServer(chunked(b"part")) as server:
+        transport = transport_to(client, server.url)
+        (state,) = transport._pool
+        state.up = False
+        state.cut_waiting()
+        reply = await transport.open(REQUEST)
         assert await reply.read() == b"part"
+        await reply.aclose()
+
+
+async def test_a_read_that_is_cut_and_cancelled_at_once_is_cancelled(client: AiohttpClient) -> None:
+    async with RawServer(head_only) as server:
+        transport = transport_to(client, server.url)
+        reply = await transport.open(REQUEST)
+        reading = asyncio.create_task(reply.read())
+        await asyncio.sleep(0.01)
+        next(iter(transport._pool)).cut_waiting()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await reply.aclose()
+
+
+async def test_committed_replies_are_left_alone(client: AiohttpClient) -> None:
+    resumes = asyncio.Event()
+
+    async def play(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(HEAD + b"4\r\npart\r\n")
+        await resumes.wait()
+        await connection.send(b"4\r\nrest\r\n")
+        await connection.gone()
+
+    async with RawServer(play) as server:
+        transport = transport_to(client, server.url)
+        (state,) = transport._pool
+        reply = await transport.open(REQUEST)
+        assert await reply.read() == b"part"
+        reply.committed()
+        state.cut_waiting()
+        reading = asyncio.create_task(reply.read())
+        await asyncio.sleep(0.01)
+        state.cut_waiting()
+        resumes.set()
+        assert await reading == b"rest"
         await reply.aclose()
 
 

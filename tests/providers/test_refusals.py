@@ -12,18 +12,18 @@ V = '{"error":{"message":"%s","type":"%s","param":null,"code":400}}'
 
 CASES: list[tuple[int, str, Kind, str, str]] = [
     # status, body, kind, code, what the caller reads
-    (401, '{"error":"Unauthorized"}', Kind.CONFIG, "auth", "Unauthorized"),
-    (401, '{"error":"unauthorized","signin_url":"https://x"}', Kind.CONFIG, "auth", "unauthorized"),
+    (401, '{"error":"Unauthorized"}', Kind.CONFIG, "auth", ""),
+    (401, '{"error":"unauthorized","signin_url":"https://x"}', Kind.CONFIG, "auth", ""),
     (403, "", Kind.CONFIG, "auth", ""),
     (404, "{\"error\":\"model 'x' not found\"}", Kind.CONFIG, MODEL_NOT_FOUND, "model 'x' not found"),
     (404, "{\"error\":\"model '' not found\"}", Kind.CONFIG, MODEL_NOT_FOUND, "model '' not found"),
     (404, V % ("The model `x` does not exist.", "NotFoundError"), Kind.CONFIG, MODEL_NOT_FOUND, "The model `x` does not exist."),  # noqa: E501
     (404, '{"object":"error","message":"The model `x` does not exist.","type":"NotFoundError","param":null,"code":404}', Kind.CONFIG, MODEL_NOT_FOUND, "The model `x` does not exist."),  # noqa: E501
-    (404, '{"detail":"Not Found"}', Kind.CONFIG, "route", "Not Found"),
-    (404, "404 page not found", Kind.CONFIG, "route", "404 page not found"),
-    (405, '{"detail":"Method Not Allowed"}', Kind.CONFIG, "route", "Method Not Allowed"),
-    (405, "405 method not allowed", Kind.CONFIG, "route", "405 method not allowed"),
-    (501, V % ("not here", "NotImplementedError"), Kind.CONFIG, "not_supported", "not here"),
+    (404, '{"detail":"Not Found"}', Kind.CONFIG, "route", ""),
+    (404, "404 page not found", Kind.CONFIG, "route", ""),
+    (405, '{"detail":"Method Not Allowed"}', Kind.CONFIG, "route", ""),
+    (405, "405 method not allowed", Kind.CONFIG, "route", ""),
+    (501, V % ("not here", "NotImplementedError"), Kind.CONFIG, "not_supported", ""),
     (307, "", Kind.CONFIG, "redirect", ""),
     (429, "", Kind.SATURATED, "rate", ""),
     (503, '{"error":"server busy, please try again.  maximum pending requests exceeded"}', Kind.SATURATED, "queue", "server busy, please try again.  maximum pending requests exceeded"),  # noqa: E501
@@ -51,8 +51,19 @@ def test_an_error_answer(status: int, body: str, kind: Kind, code: str, text: st
     failed = refusal(status, {}, body.encode())
     assert (failed.outcome.kind, failed.outcome.code, failed.outcome.status) == (kind, code, status)
     assert failed.client_text == text
-    assert failed.client_body == body.encode()
+    his = body.startswith("{") and (kind is not Kind.CONFIG or code == MODEL_NOT_FOUND)
+    assert failed.client_body == (body.encode() if his else b"")
     assert not text or text not in str(failed)
+
+
+@pytest.mark.parametrize("body", ["<html><h1>413</h1></html>", "too large", "", "[]", '"x"', "{", '{"error":"x"}{'])
+def test_only_a_json_object_goes_out_as_it_is(body: str) -> None:
+    assert refusal(413, {}, body.encode()).client_body == b""
+
+
+def test_a_body_that_was_cut_does_not_go_out_as_it_is() -> None:
+    failed = refusal(400, {}, b'{"error":"no"}', whole=False)
+    assert (failed.client_text, failed.client_body) == ("no", b"")
 
 
 @pytest.mark.parametrize("status", range(300, 600))

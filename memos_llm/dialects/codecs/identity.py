@@ -136,10 +136,16 @@ def _stream_options(head: Mapping[str, Raw]) -> Head | None:
         return None
 
 
+_ASKED = Raw(b'{"include_usage":true}')
+_USUAL: Mapping[bytes, bool] = {b"": True, b"null": True, bytes(_ASKED): False, b'{"include_usage": true}': False}
+"""What nearly every request says, told apart without decoding: whether its usage event is hidden."""
+
+
 def _ask_usage(head: Head, call: Call) -> bool:
     if not _hides_usage(call):
         return False
-    head["stream_options"] = Raw(msgspec.json.encode({**(_stream_options(head) or {}), "include_usage": True}))
+    options = _stream_options(head) if _is_set(head, "stream_options") else None
+    head["stream_options"] = Raw(msgspec.json.encode({**options, "include_usage": True})) if options else _ASKED
     return True
 
 
@@ -147,6 +153,9 @@ def _hides_usage(call: Call) -> bool:
     """Whether the usage event is our own wish: asked for upstream, and kept from the caller."""
     if call.wire is not Wire.OPENAI_CHAT or not call.stream or not call.head:
         return False
+    usual = _USUAL.get(bytes(call.head.get("stream_options", b"")))
+    if usual is not None:
+        return usual
     options = _stream_options(call.head)
     return options is not None and bytes(options.get("include_usage", b"")) != b"true"
 

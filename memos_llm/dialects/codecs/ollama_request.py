@@ -13,8 +13,7 @@ from msgspec import Raw
 from memos_llm.core.call import Call, Feature, Target, Thinking, Wire, WireRequest
 from memos_llm.dialects import media
 from memos_llm.dialects.codecs.ollama_options import apply_options
-from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, is_given, not_offered
-from memos_llm.dialects.jsons import decode_as
+from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
 from memos_llm.dialects.ollama import Call as ToolCall
 from memos_llm.dialects.ollama import Ids, Message, identify
 
@@ -90,7 +89,10 @@ def _answered(message: Message, ids: Ids) -> dict[str, Any]:
 
 def _tool_call(call: ToolCall, id_: str) -> dict[str, Any]:
     """Arguments become text, as the caller wrote them."""
-    arguments = bytes(call.function.arguments).decode()
+    try:
+        arguments = bytes(call.function.arguments).decode()
+    except UnicodeDecodeError:
+        raise bad_request("messages: the arguments of a tool call are not valid UTF-8") from None
     if arguments == "null":
         arguments = "{}"
     if not arguments.startswith("{"):
@@ -232,10 +234,8 @@ def _set_effort(draft: Draft, think: bool | str | None) -> None:
 
 
 def _asked_thinking(draft: Draft) -> bool | str | None:
-    if not is_given(draft.call, "think"):
-        return None
-    value = decode_as(draft.call.head["think"], object)
-    if isinstance(value, bool) or (isinstance(value, str) and value in EFFORTS):
+    value = draft.read("think", object)
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and value in EFFORTS):
         return value
     raise bad_request(f"think: must be true, false, or one of {', '.join(EFFORTS)}")
 
