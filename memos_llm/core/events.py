@@ -1,7 +1,8 @@
 """What happened, as frozen facts on a synchronous bus. Requests go down; facts go sideways, here.
 
-Who emits: engine (requests, attempts), providers (probes, breaker), control (flags). Who listens: telemetry, breaker,
-guard. A listener must return at once; what it raises is caught, counted as `InternalError` and never reaches a request.
+Who emits: engine (requests, attempts), gateway (refusals), providers (probes, breaker), control (flags). Who listens:
+telemetry, breaker, guard. A listener must return at once; what it raises is caught, counted as `InternalError` and
+never reaches a request.
 """
 
 from collections.abc import Callable
@@ -82,6 +83,20 @@ class RequestEnded(Event, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
 
+class RequestRefused(Event, frozen=True, kw_only=True):
+    """A request that was answered with an error before its `RequestStarted`: shed, not understood, not offered.
+
+    Attributes:
+        status: the HTTP status that the caller got.
+        error_name, error_code: of the error's class (`core.errors`).
+    """
+
+    request_id: str
+    status: int
+    error_name: str
+    error_code: str
+
+
 class KeyConcentrated(Event, frozen=True, kw_only=True):
     """One split key carries `share` (0…1) of the recent requests; `fingerprint` is its HMAC."""
 
@@ -127,10 +142,25 @@ class StoreState(Event, frozen=True, kw_only=True):
 
 
 class InternalError(Event, frozen=True, kw_only=True):
-    """One of our own parts failed and was caught: `part` names it, `error` is the exception's type name only."""
+    """One of our own parts failed and was caught: `part` names it, `error` is the exception's type name only.
+
+    `where` is the innermost line of ours that it passed (`module:line`), empty when not known.
+    """
 
     part: str
     error: str
+    where: str = ""
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of ours that an exception passed, for `InternalError.where`."""
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("memos_llm."):
+            found = f"{module}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
 
 
 Listener = Callable[[Event], None]
@@ -174,7 +204,7 @@ class Bus:
         return found
 
     def _report(self, failed: "Subscription", error: Exception) -> None:
-        event = InternalError(part=failed.part, error=type(error).__name__)
+        event = InternalError(part=failed.part, error=type(error).__name__, where=place_of(error))
         for subscription in self._listening(InternalError):
             if subscription is failed:
                 continue

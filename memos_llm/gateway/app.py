@@ -34,7 +34,7 @@ class App:
             await self._rest(scope, receive, send)
             return
         try:
-            place = locate(scope["path"])
+            place = locate(scope["raw_path"].decode("latin-1"))
         except BadRequest as error:
             await respond(send, 400, [(b"content-type", b"application/json")], _json({"error": error.message}))
             return

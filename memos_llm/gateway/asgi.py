@@ -1,8 +1,10 @@
 """The few ASGI moves that the data plane makes by hand."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
+from urllib.parse import quote
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -57,16 +59,28 @@ class Connection(Protocol):
     on_left: Callable[[], None] | None
 
 
+def connection_of(scope: Scope) -> Connection:
+    """The client's connection.
+
+    Raises:
+        RuntimeError: another server runs the application.
+    """
+    connection: Connection | None = (scope.get("extensions") or {}).get(CONNECTION)
+    if connection is None:
+        raise RuntimeError("only memos_llm.gateway.server tells when a client leaves: serve the gateway with it")
+    return connection
+
+
 class DisconnectWatch:
     """Cancels the current task when the client leaves; `left` tells that from any other cancellation.
 
     Hooked into the connection itself: a task that waits in `receive` for it would cost a tenth of a request.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.left = False
         self._owner = asyncio.current_task()
-        self._connection: Connection = scope["extensions"][CONNECTION]
+        self._connection = connection
         self._connection.on_left = self._leave
 
     def _leave(self) -> None:
@@ -75,7 +89,18 @@ class DisconnectWatch:
             self._owner.cancel()
 
     def stop(self) -> None:
-        self._connection.on_left = None
+        if self._connection.on_left == self._leave:  # the connection's next request may watch by now
+            self._connection.on_left = None
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+MAX_HEADER_CHARS = 2048
+
+
+def header_value(text: str) -> bytes:
+    """Text that others made up as a header's value: control characters percent-encoded, what Latin-1 lacks as `?`."""
+    clean = _CONTROLS.sub(lambda found: quote(found[0]), text[:MAX_HEADER_CHARS].strip())
+    return clean.encode("latin-1", "replace")
 
 
 async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:

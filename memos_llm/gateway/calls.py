@@ -2,7 +2,8 @@
 
 Component: header → path → body (`metadata.component`) → `component_rules` → `default`.
 Key: session (header → path → body) → `prompt_cache_key`, `safety_identifier`, `user` → trace id → the conversation's
-beginning once an assistant turn is there → the request's own id. Never a constant.
+beginning once an assistant turn is there → the request's own id. Never a constant. A header or path that cannot be
+used is refused; a body was written for the back end, so what we cannot use of it is passed over.
 """
 
 import os
@@ -19,7 +20,7 @@ Headers = Mapping[bytes, bytes]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 _COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
-_TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACE = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_SESSION_CHARS = 512
 
 
@@ -59,8 +60,10 @@ def build(
 
 
 def _component(dialect: Dialect, parsed: Parsed, headers: Headers, place: Place, policy: Policy) -> str:
-    name = _text(headers, b"x-memos-component") or place.component or parsed.component
+    name = _text(headers, b"x-memos-component") or place.component
     if name is None:
+        if parsed.component is not None and _COMPONENT.match(parsed.component):
+            return parsed.component
         return policy.component(parsed.model, OPERATIONS[dialect.wire])
     if not _COMPONENT.match(name):
         raise BadRequest("a component is 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
@@ -68,9 +71,9 @@ def _component(dialect: Dialect, parsed: Parsed, headers: Headers, place: Place,
 
 
 def _session(parsed: Parsed, headers: Headers, place: Place) -> bytes | None:
-    name = _text(headers, b"x-memos-session") or place.session or parsed.session
+    name = _text(headers, b"x-memos-session") or place.session
     if name is None:
-        return None
+        return parsed.session.encode() if parsed.session and len(parsed.session) <= MAX_SESSION_CHARS else None
     if len(name) > MAX_SESSION_CHARS:
         raise BadRequest(f"a session is at most {MAX_SESSION_CHARS} characters")
     return name.encode()

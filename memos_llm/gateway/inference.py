@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from memos_llm.core.call import Call, Wire
-from memos_llm.core.errors import BadRequest, LLMError, Overloaded, Unavailable
-from memos_llm.core.events import Bus, InternalError
+from memos_llm.core.errors import BadRequest, LLMError, NotOffered, Overloaded, Unavailable
+from memos_llm.core.events import Bus, InternalError, RequestRefused, place_of
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Engine, Exchange
 from memos_llm.dialects.edge import DIALECTS, Dialect
@@ -17,11 +17,14 @@ from memos_llm.gateway import calls
 from memos_llm.gateway.asgi import (
     BodyTooLarge,
     ClientLeft,
+    Connection,
     DisconnectWatch,
     Headers,
     Receive,
     Scope,
     Send,
+    connection_of,
+    header_value,
     read_body,
     respond,
 )
@@ -66,39 +69,52 @@ class Inference:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, wire: Wire, place: Place) -> None:
-        accepted_at, headers = self._clock(), dict(scope["headers"])
+        accepted_at, headers, connection = self._clock(), dict(scope["headers"]), connection_of(scope)
         reply = _Reply(send, DIALECTS[wire], calls.request_id(headers))
+        call: Call | None = None
         self._running += 1
         try:
             if self._running > self._max_concurrency:
                 raise Overloaded("the gateway is at its limit of concurrent requests", retry_after_s=1)
-            body = await self._body(receive)
+            body = await self._body(receive, headers)
             call = calls.build(
                 reply.dialect, body, headers, place, self._policy(), id=reply.id, accepted_at=accepted_at
             )
-            await self._answer(call, scope, reply)
+            await self._answer(call, connection, reply)
         except ClientLeft:
             return
         except asyncio.CancelledError:  # the server's only other reason: the drain time is over
-            await reply.fail(Unavailable("the gateway is shutting down: ask again"))
+            await self._fail(reply, call, Unavailable("the gateway is shutting down: ask again"))
         except LLMError as error:
-            await reply.fail(error)
+            await self._fail(reply, call, error)
         except Exception as error:  # noqa: BLE001 - the last line of defence: counted, and never a traceback for the client
-            self._bus.emit(InternalError(part="gateway", error=type(error).__name__))
+            self._bus.emit(InternalError(part="gateway", error=type(error).__name__, where=place_of(error)))
             await reply.fail(LLMError("internal error of the gateway"))
         finally:
             self._running -= 1
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def _fail(self, reply: "_Reply", call: Call | None, error: LLMError) -> None:
+        if call is None or isinstance(error, NotOffered):  # any other end of a call is told by the engine
+            self._bus.emit(
+                RequestRefused(
+                    request_id=reply.id, status=error.http_status, error_name=error.name, error_code=error.code
+                )
+            )
+        await reply.fail(error)
+
+    async def _body(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
+        declared = headers.get(b"content-length", b"")
         try:
+            if declared.isdigit() and int(declared) > self._max_body_bytes:
+                raise BodyTooLarge
             return await read_body(receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
         except BodyTooLarge:
             raise PayloadTooLarge(f"the request body is larger than {self._max_body_bytes} bytes") from None
         except TimeoutError:
             raise RequestTimeout(f"the request body did not arrive within {self._body_timeout_s:g} s") from None
 
-    async def _answer(self, call: Call, scope: Scope, reply: "_Reply") -> None:
-        watch = DisconnectWatch(scope)
+    async def _answer(self, call: Call, connection: Connection, reply: "_Reply") -> None:
+        watch = DisconnectWatch(connection)
         try:
             exchange = await self._engine.open(call)
             try:
@@ -124,17 +140,22 @@ class _Reply:
         headers = self._headers(exchange)
         frame = await exchange.next()
         if not call.stream:
-            self._begun = True
-            await respond(self._send, 200, headers, frame.data if frame else b"")
-            await exchange.next()
+            body = frame.data if frame else b""
+            headers.append((b"content-length", b"%d" % len(body)))
+            await self._start(headers)
+            await self._send({"type": "http.response.body", "body": body})
+            await exchange.next()  # its end: also an answer that was passed on unfinished has been delivered
             return
-        self._begun = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._start(headers)
         while frame is not None:
             if frame.data:  # a usage event that only we asked for leaves nothing to write
                 await self._send({"type": "http.response.body", "body": frame.data, "more_body": True})
             frame = await exchange.next()
         await self._send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, headers: Headers) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._begun = True
 
     async def fail(self, error: LLMError) -> None:
         """An error response; in-band, as the last event, when the answer has begun."""
@@ -148,7 +169,7 @@ class _Reply:
             (b"x-should-retry", b"false"),
         ]
         if error.provider:
-            headers.append((b"x-memos-provider", error.provider.encode()))
+            headers.append((b"x-memos-provider", header_value(error.provider)))
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
         await respond(self._send, error.http_status, headers, self.dialect.error_body(error))
@@ -158,12 +179,12 @@ class _Reply:
         headers: Headers = [
             (b"content-type", self.dialect.media_type(stream=exchange.stream)),
             (b"x-request-id", self.id.encode()),
-            (b"x-memos-provider", served.provider.encode()),
+            (b"x-memos-provider", header_value(served.provider)),
             (b"x-memos-arm", decision.arm.encode()),
-            (b"x-memos-model", served.model.encode("latin-1", "replace")),
+            (b"x-memos-model", header_value(served.model)),
             (b"x-memos-attempts", b"%d" % exchange.attempts),
             (b"x-memos-reason", decision.reason.encode()),
         ]
         if exchange.warnings:
-            headers.append((b"x-memos-warnings", ", ".join(exchange.warnings).encode("latin-1", "replace")))
+            headers.append((b"x-memos-warnings", header_value(", ".join(exchange.warnings))))
         return headers

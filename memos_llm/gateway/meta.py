@@ -4,6 +4,7 @@ While the baseline is down its last good answer is given; a model of the catalog
 (one that only the candidate serves) is added.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Transport
 
 FALLBACK_VERSION = "0.17.4"  # a real Ollama release: clients switch features on by it
+LAST_GOOD_AFTER_S = 2.0  # a list that is a little old now is better than a fresh one too late
 _DETAILS = {
     "parent_model": "",
     "format": "safetensors",
@@ -38,7 +40,7 @@ class Meta:
     async def models(self) -> dict[str, Any]:
         """OpenAI's list. `data` is a list even where Ollama says null."""
         answer = await self._ask("/v1/models") or {}
-        listed = list(answer.get("data") or [])
+        listed = _entries(answer, "data")
         listed += [
             {"id": name, "object": "model", "created": int(self._started_at), "owned_by": "memos_llm"}
             for name in self._missing({canonical(str(entry.get("id", ""))) for entry in listed})
@@ -48,7 +50,7 @@ class Meta:
     async def tags(self) -> dict[str, Any]:
         """Ollama's list of local models."""
         answer = await self._ask("/api/tags") or {}
-        listed = list(answer.get("models") or [])
+        listed = _entries(answer, "models")
         listed += [
             self._tag(name) for name in self._missing({canonical(str(entry.get("name", ""))) for entry in listed})
         ]
@@ -63,8 +65,9 @@ class Meta:
         baseline = self._baseline()
         key = f"{baseline.name} {path}"
         try:
-            self._last_good[key] = msgspec.json.decode(await baseline.fetch(path), type=dict[str, Any])
-        except (AttemptFailed, msgspec.DecodeError):
+            async with asyncio.timeout(LAST_GOOD_AFTER_S if key in self._last_good else None):
+                self._last_good[key] = msgspec.json.decode(await baseline.fetch(path), type=dict[str, Any])
+        except (AttemptFailed, TimeoutError, msgspec.DecodeError):
             return self._last_good.get(key)
         return self._last_good[key]
 
@@ -88,6 +91,11 @@ class Meta:
             "digest": hashlib.sha256(spelt.encode()).hexdigest(),
             "details": _DETAILS,
         }
+
+
+def _entries(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    listed = answer.get(key)
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def _names(model: Model) -> set[str]:

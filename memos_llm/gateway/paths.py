@@ -1,6 +1,7 @@
 """Every data path also works under `/c/{component}` and `/c/{component}/s/{session}`, for clients without headers."""
 
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from memos_llm.core.errors import BadRequest
 
@@ -13,18 +14,18 @@ class Place(NamedTuple):
     session: str | None = None
 
 
-def locate(path: str) -> Place:
-    """Take the prefix off.
+def locate(raw_path: str) -> Place:
+    """Take the prefix off a path as it was sent: a session may hold a percent-encoded slash.
 
     Raises:
         BadRequest: a prefix without a name in it.
     """
-    if not path.startswith("/c/"):
-        return Place(path)
-    component, _, rest = path[3:].partition("/")
+    if not raw_path.startswith("/c/"):
+        return Place(unquote(raw_path))
+    component, _, rest = raw_path[3:].partition("/")
     session = None
     if rest.startswith("s/"):
         session, _, rest = rest[2:].partition("/")
     if not component or session == "":
-        raise BadRequest(f"{path!r}: write /c/COMPONENT/… or /c/COMPONENT/s/SESSION/…")
-    return Place("/" + rest, component, session)
+        raise BadRequest(f"{raw_path!r}: write /c/COMPONENT/… or /c/COMPONENT/s/SESSION/…")
+    return Place("/" + unquote(rest), unquote(component), None if session is None else unquote(session))

@@ -18,19 +18,72 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memos_llm.gateway.asgi import CONNECTION
 
+MAX_HEAD_BYTES = 65_536
 PREDRAIN_S = 0.5
 FAREWELL_S = 1.0
 
 
+class HeadTooLarge(Exception):
+    """The request line and headers passed `MAX_HEAD_BYTES`."""
+
+
 class ClientConnection(HttpToolsProtocol):
-    """uvicorn's protocol, which also tells a running request at once that its client has left."""
+    """uvicorn's protocol, which also bounds a request's head and tells a running request that its client has left."""
 
     on_left: Callable[[], None] | None = None
+    _head: object = None  # what tells the head being read from any other; None between heads
+    _head_bytes = 0
+    _unparsed_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        head = self._head
+        super().data_received(data)
+        if head is None or head is not self._head or self.transport.is_closing():
+            return
+        self._unparsed_bytes += len(data)  # the parser keeps a header to itself until it is whole
+        if self._unparsed_bytes > MAX_HEAD_BYTES:
+            self.logger.warning("Request head too large.")
+            self._refuse_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         extensions: dict[str, Any] = {CONNECTION: self}
         self.scope["extensions"] = extensions
+        self._head, self._head_bytes, self._unparsed_bytes = self.headers, 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)  # with what separates them
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if not self.pipeline:  # uvicorn stops reading behind a large body, and who does not read sees nobody leave
+            self.flow.resume_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadTooLarge  # to the parser, whose error uvicorn answers with `send_400_response`
+
+    def _refuse_head(self) -> None:
+        self.transport.write(
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        )
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -89,7 +142,7 @@ class Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def build(app: object, *, drain_s: float, header_bytes: int = 65_536) -> Server:
+def build(app: object, *, drain_s: float) -> Server:
     """The server for an ASGI application: uvloop and httptools; no access log, the runtime writes a line a request."""
     return Server(
         uvicorn.Config(
@@ -104,7 +157,6 @@ def build(app: object, *, drain_s: float, header_bytes: int = 65_536) -> Server:
             date_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(drain_s)),
-            h11_max_incomplete_event_size=header_bytes,
         )
     )
 

@@ -28,6 +28,7 @@ from memos_llm.core.events import (
     KeyConcentrated,
     ProbeEnded,
     RequestEnded,
+    RequestRefused,
     StoreState,
 )
 from memos_llm.core.ports import Clock
@@ -88,6 +89,11 @@ def _request(event: RequestEnded) -> Line:
     return "warning" if outcome.rule.counts_against_arm else "info", "request", fields
 
 
+def _refused(event: RequestRefused) -> Line:
+    fields = {"request_id": event.request_id, "status": event.status, "error": event.error_name}
+    return "info", "refused", fields | {"code": event.error_code}
+
+
 def _fell_back(event: FellBack) -> Line:
     fields = {"request_id": event.request_id, "from": event.from_provider, "to": event.to_provider}
     return "warning", "fallback", fields | {"reason": event.reason}
@@ -135,11 +141,12 @@ def _library(event: LibraryWarned) -> Line:
 
 
 def _internal_error(event: InternalError) -> Line:
-    return "error", "internal-error", {"part": event.part, "error": event.error}
+    return "error", "internal-error", {"part": event.part, "error": event.error, "where": event.where or None}
 
 
 LINES: Mapping[type[Event], Callable[[Any], Line]] = {
     RequestEnded: _request,
+    RequestRefused: _refused,
     FellBack: _fell_back,
     FlagsChanged: _flags,
     BreakerChanged: _breaker,

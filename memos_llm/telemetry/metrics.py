@@ -22,6 +22,7 @@ from memos_llm.core.events import (
     InternalError,
     ProbeEnded,
     RequestEnded,
+    RequestRefused,
     RequestStarted,
 )
 from memos_llm.core.flags import GLOBAL, Flags, format_share
@@ -67,6 +68,7 @@ class Metrics:
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             RequestStarted: self._request_started,
             RequestEnded: self._request_ended,
+            RequestRefused: self._request_refused,
             AttemptStarted: self._attempt_started,
             AttemptEnded: self._attempt_ended,
             FellBack: self._fell_back,
@@ -111,6 +113,7 @@ class Metrics:
         self._requests = self._counter(
             "requests_total", "Finished requests.", "provider", "arm", "component", "model", "operation", "outcome"
         )
+        self._refused = self._counter("refused_requests_total", "Requests refused before a decision.", "code")
         self._duration = self._histogram("request_duration_seconds", "Acceptance to the last byte.")
         self._ttft = self._histogram("time_to_first_token_seconds", "Acceptance to first content; streams only.")
         self._tpot = self._histogram("time_per_output_token_seconds", "Per output token after the first; streams only.")
@@ -157,6 +160,9 @@ class Metrics:
         if event.usage is not None:
             self._tokens[provider, component, model, "input"].inc(event.usage.input_tokens)
             self._tokens[provider, component, model, "output"].inc(event.usage.output_tokens)
+
+    def _request_refused(self, event: RequestRefused) -> None:
+        self._refused[event.error_code].inc()
 
     def _attempt_started(self, event: AttemptStarted) -> None:
         self._inflight[event.provider].inc()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from stack import Stack, open_stack, until
 
-MESSAGES = [{"role": "user", "content": "Tell me a long story."}]
 LIMIT_S = 0.25
 DIALECTS = {
     "openai": "/v1/chat/completions",
@@ -24,11 +23,14 @@ MOMENTS = {  # emulator timing, streaming, bytes of the answer to wait for
 }
 
 
-async def leave(stack: Stack, path: str, stream: bool, wait_bytes: int, emulator: Any) -> float:
+async def leave(
+    stack: Stack, path: str, stream: bool, wait_bytes: int, emulator: Any, prompt: str = "Tell me a long story."
+) -> float:
     """Send, wait until the back end is at work (and some bytes came), close; seconds until the back end noticed."""
     port = int(stack.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps({"model": "qwen3:8b", "messages": MESSAGES, "prompt": "Tell.", "stream": stream}).encode()
+    messages = [{"role": "user", "content": prompt}]
+    body = json.dumps({"model": "qwen3:8b", "messages": messages, "prompt": prompt, "stream": stream}).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     before = emulator.counters.aborted
@@ -55,6 +57,13 @@ async def test_a_client_that_leaves_is_gone_upstream_at_once(moment: str, share:
         ended = await stack.ended(3 * len(DIALECTS))
         assert {end.outcome.kind.value for end in ended} == {"cancelled"}
         assert emulator.counters.in_flight == 0
+
+
+@pytest.mark.parametrize("size", [1_000, 200_000, 2_000_000])
+async def test_a_client_with_a_body_of_any_size_is_seen_to_leave(size: int, tmp_path: Path) -> None:
+    async with open_stack(tmp_path, ollama={"ttft_s": 30.0}) as stack:
+        best = min([await leave(stack, "/api/generate", False, 0, stack.ollama, "x" * size) for _ in range(3)])
+        assert best <= LIMIT_S
 
 
 async def test_a_client_that_leaves_while_a_fallback_is_tried_is_gone_too(tmp_path: Path) -> None:

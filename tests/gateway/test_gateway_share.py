@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from scipy import stats
 from stack import Stack
 
-from memos_llm.core.call import Wire
+from memos_llm.core.call import Call, Wire
 from memos_llm.core.catalogue import Catalogue, Model, ProviderModel
 from memos_llm.core.decision import Arm
 from memos_llm.core.events import Bus
@@ -67,12 +67,14 @@ class Front:
         self.flags.flags = replace(self.flags.flags, scopes=scopes, revision=self.flags.flags.revision + 1)
 
     def arm(self, path: str, headers: dict[bytes, bytes], body: dict[str, Any]) -> Arm:
+        return self.engine.decide(self.call(path, headers, body)).arm
+
+    def call(self, path: str, headers: dict[bytes, bytes], body: dict[str, Any]) -> Call:
         document = {"model": "q", "messages": [{"role": "user", "content": "hello"}], **body}
-        call = calls.build(
+        return calls.build(
             DIALECTS[Wire.OPENAI_CHAT], json.dumps(document).encode(), headers, locate(path), POLICY,
             id=calls.request_id(headers), accepted_at=0.0,
         )  # fmt: skip
-        return self.engine.decide(call).arm
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.7])
@@ -105,6 +107,18 @@ def test_a_conversation_that_names_itself_moves_at_most_once_while_the_share_ris
         assert arms == sorted(arms)  # baseline < candidate: once over, never back
         assert arms[0] is Arm.BASELINE
         assert arms[-1] is Arm.CANDIDATE
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({b"traceparent": b"00-%s-00f067aa0ba902b7-01" % (b"0" * 32)}, {}),
+        ({}, {"metadata": {"session": "x" * (calls.MAX_SESSION_CHARS + 1)}}),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_no_key(headers: dict[bytes, bytes], body: dict[str, Any]) -> None:
+    call = Front().call("/v1/chat/completions", headers, body)
+    assert call.key == call.id.encode()
 
 
 def test_an_unnamed_conversation_moves_at_most_once_after_its_first_turn() -> None:

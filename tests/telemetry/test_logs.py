@@ -22,6 +22,7 @@ from memos_llm.core.events import (
     InternalError,
     ProbeEnded,
     RequestEnded,
+    RequestRefused,
     RequestStarted,
 )
 from memos_llm.core.flags import Flags, Latch, Scope
@@ -144,6 +145,8 @@ def test_notable_events_are_lines(output: Output) -> None:
         BreakerChanged(provider="vllm", endpoint="http://v:1", state="open"),
         FellBack(request_id="r1", from_provider="vllm", to_provider="ollama", reason="timeout"),
         InternalError(part="metrics", error="ValueError"),
+        InternalError(part="gateway", error="ValueError", where="memos_llm.gateway.inference:87"),
+        RequestRefused(request_id="r2", status=503, error_name="LLM_OVERLOADED", error_code="ERR_5104"),
     )
     told = [{name: value for name, value in line.items() if name != "time"} for line in lines]
     assert told == [
@@ -158,6 +161,21 @@ def test_notable_events_are_lines(output: Output) -> None:
             "reason": "timeout",
         },
         {"event": "internal-error", "level": "error", "part": "metrics", "error": "ValueError"},
+        {
+            "event": "internal-error",
+            "level": "error",
+            "part": "gateway",
+            "error": "ValueError",
+            "where": "memos_llm.gateway.inference:87",
+        },
+        {
+            "event": "refused",
+            "level": "info",
+            "request_id": "r2",
+            "status": 503,
+            "error": "LLM_OVERLOADED",
+            "code": "ERR_5104",
+        },
     ]
 
 

@@ -19,6 +19,7 @@ from memos_llm.core.events import (
     InternalError,
     ProbeEnded,
     RequestEnded,
+    RequestRefused,
     RequestStarted,
 )
 from memos_llm.core.flags import Flags, Latch, Scope
@@ -30,6 +31,7 @@ CONTRACT = {
     "request_duration_seconds": ("histogram", ("provider", "arm", "component", "operation")),
     "time_to_first_token_seconds": ("histogram", ("provider", "arm", "component", "operation")),
     "time_per_output_token_seconds": ("histogram", ("provider", "arm", "component", "operation")),
+    "refused_requests_total": ("counter", ("code",)),
     "attempts_total": ("counter", ("provider", "outcome")),
     "fallbacks_total": ("counter", ("from_provider", "to_provider", "reason")),
     "diverted_total": ("counter", ("provider", "reason")),
@@ -55,6 +57,7 @@ DECISION = Decision(
     revision=7,
     diverted=(Diversion("vllm", "breaker-open"),),
 )
+REFUSED = RequestRefused(request_id="r0", status=503, error_name="LLM_OVERLOADED", error_code="ERR_5104")
 STARTED = RequestStarted(
     request_id="r1", decision=DECISION, component="synthesis", model="qwen3:8b", operation=Operation.CHAT
 )
@@ -121,6 +124,7 @@ def busy() -> Metrics:
         PROBED,
         flags(),
         InternalError(part="log", error="ValueError"),
+        REFUSED,
     )
 
 
@@ -146,6 +150,7 @@ REQUEST = 'arm="candidate",component="synthesis",model="qwen3:8b",operation="cha
         ),
         ([STARTED], ["decisions_total"], ['decisions_total{reason="diverted"} 1.0']),
         ([STARTED], ["diverted_total"], ['diverted_total{provider="vllm",reason="breaker-open"} 1.0']),
+        ([REFUSED, REFUSED], ["refused"], ['refused_requests_total{code="ERR_5104"} 2.0']),
         ([ATTEMPT], ["inflight"], ['inflight_requests{provider="ollama"} 1.0']),
         ([ATTEMPT, TRIED], ["inflight"], ['inflight_requests{provider="ollama"} 0.0']),
         ([ATTEMPT, TRIED], ["attempts_total"], ['attempts_total{outcome="ok",provider="ollama"} 1.0']),
