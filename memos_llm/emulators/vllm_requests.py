@@ -171,6 +171,8 @@ def check_chat(given: dict[str, Any], limits: Limits) -> None:
     _check_types(given, _CHAT_TYPES)
     if given.get("messages") is None:
         raise schema_error(("messages",), "missing", "Field required", given)
+    if given["messages"] == []:
+        raise plain_error("Cannot apply chat template to an empty conversation")  # 0.32, measured
     check_conversation(given)
     _check_formats(given)
     _check_stop(given, limits)

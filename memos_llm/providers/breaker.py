@@ -29,11 +29,13 @@ class Signal(Enum):
     WAITED = auto()  # the open period is over
     RECOVERED = auto()  # enough trials succeeded
     RELAPSED = auto()  # a trial failed
+    ANSWERED = auto()  # a best effort succeeded while open
 
 
 TRANSITIONS: Mapping[tuple[State, Signal], State] = {
     (State.CLOSED, Signal.TRIPPED): State.OPEN,
     (State.OPEN, Signal.WAITED): State.HALF_OPEN,
+    (State.OPEN, Signal.ANSWERED): State.HALF_OPEN,
     (State.HALF_OPEN, Signal.RECOVERED): State.CLOSED,
     (State.HALF_OPEN, Signal.RELAPSED): State.OPEN,
 }
@@ -136,9 +138,11 @@ class Breaker:
 
     def record(self, good: bool, now: float, started: float) -> None:
         """An attempt that began at `started` has told something about the endpoint."""
-        if started <= self._opened_at or self.state is State.OPEN:
+        if started <= self._opened_at:
             return
-        if self.state is State.HALF_OPEN:
+        if self.state is State.OPEN:
+            self._endeavoured(good, now)
+        elif self.state is State.HALF_OPEN:
             self._tried(good, now)
         else:
             self._watched(good, now)
@@ -151,6 +155,12 @@ class Breaker:
         too_many = sample >= limits.min_samples and window.ill >= limits.failure_rate * sample
         if not good and (too_many or self._streak >= limits.consecutive):
             self._signal(Signal.TRIPPED, now)
+
+    def _endeavoured(self, good: bool, now: float) -> None:
+        """Where nobody else was left, an attempt was made all the same; a failure tells nothing new."""
+        if good:
+            self._signal(Signal.ANSWERED, now)
+            self._passed = 1
 
     def _tried(self, good: bool, now: float) -> None:
         if not good:

@@ -12,12 +12,13 @@ from random import Random
 
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import AttemptEnded, BreakerChanged, Bus, Event
-from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, Kind, Outcome
+from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, NO_FINISH, Kind, Outcome
 from memos_llm.core.policy import Endpoint
 from memos_llm.core.ports import Clock
 from memos_llm.providers.breaker import VERDICTS, Breaker, BreakerLimits, State
 
 DOWN = "down"
+BEST_EFFORT = 32  # requests in flight on an endpoint whose breaker is open
 
 _MAX_REMEMBERED = 1_000  # models are named by callers
 
@@ -152,8 +153,11 @@ class Pool:
     def pick(self, model: str) -> EndpointState:
         """The usable endpoint with the fewest requests in flight, in turn where equal; one that is down if all are.
 
+        Where every breaker is open: a bounded best effort on the least bad. Who asks has nowhere else to go (the chain
+        puts refusing providers last), and an open breaker may be wrong; an answer half-opens it.
+
         Raises:
-            AttemptFailed: `saturated`, every breaker is open and takes no trial; `config`, no endpoint has the model.
+            AttemptFailed: `saturated`, the best effort is at its bound; `config`, no endpoint has the model.
         """
         serving = self.serving(model)
         if not serving:
@@ -163,10 +167,17 @@ class Pool:
             if self._admits(state) and (best is None or _rank(state) < _rank(best)):
                 best = state
         if best is None:
-            wait_s = min(state.breaker.wait_s(self._clock()) for state in serving)
-            raise AttemptFailed(Outcome(kind=Kind.SATURATED, code=BREAKER_OPEN, retry_after_s=wait_s))
+            best = self._least_bad(serving)
         self._turn += 1
         best.turn = self._turn
+        return best
+
+    def _least_bad(self, serving: Sequence[EndpointState]) -> EndpointState:
+        now = self._clock()
+        best = min(serving, key=lambda state: (state.up is False, state.in_flight, state.breaker.wait_s(now)))
+        if best.in_flight >= BEST_EFFORT:
+            wait_s = min(state.breaker.wait_s(now) for state in serving)
+            raise AttemptFailed(Outcome(kind=Kind.SATURATED, code=BREAKER_OPEN, retry_after_s=wait_s))
         return best
 
     def find(self, url: str) -> EndpointState:
@@ -203,9 +214,10 @@ class Pool:
         return admitted
 
     def _on_event(self, event: Event) -> None:
+        """A well-formed end without a finish is the model's doing (Ollama's repeat guard), not the endpoint's."""
         if not isinstance(event, AttemptEnded) or event.provider != self.provider:
             return
-        verdict = VERDICTS[event.outcome.kind]
+        verdict = None if event.outcome.code == NO_FINISH else VERDICTS[event.outcome.kind]
         state = self._states.get(event.endpoint)
         if verdict is None or state is None:
             return

@@ -143,7 +143,7 @@ class HttpTransport:
         return ProbeEnded(
             provider=self.name,
             endpoint=state.url,
-            up=found.failure is None,
+            up=state.up is not False,  # as routing sees it: one silent probe is no verdict
             detail=found.detail,
             models=found.models,
             version=found.version,

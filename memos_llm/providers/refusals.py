@@ -52,6 +52,9 @@ def _only(*statuses: int) -> frozenset[int]:
     return frozenset(statuses)
 
 
+OLLAMA_CLIENT_500 = r"^(option .* must be of type |invalid format: |invalid JSON schema in format)"
+"""What Ollama blames on itself and is the caller's (0.17.4, measured)."""
+
 SIGNS: tuple[Sign, ...] = (
     Sign(range(300, 400), Kind.CONFIG, "redirect"),
     Sign(_only(401, 403), Kind.CONFIG, "auth"),
@@ -61,7 +64,7 @@ SIGNS: tuple[Sign, ...] = (
     Sign(_only(429), Kind.SATURATED, "rate"),
     Sign(_only(503), Kind.SATURATED, "queue", _words(r"server busy|\bqueue"), "Service Unavailable"),
     Sign(_only(499), Kind.SERVER, "gave_up"),
-    Sign(_only(500), Kind.CLIENT, "option", _words(r"^option .* must be of type ")),
+    Sign(_only(500), Kind.CLIENT, "option", _words(OLLAMA_CLIENT_500)),
     Sign(range(500, 600), Kind.SERVER, "status"),
     Sign(range(400, 500), Kind.CLIENT, "status"),
 )

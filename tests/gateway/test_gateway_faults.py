@@ -122,12 +122,22 @@ async def test_both_back_ends_down_is_a_clear_error_in_each_dialect(stack: Stack
     await stack.shift(1.0)
     for case in CASES:
         response = await post(stack, case)
-        assert response.status_code == 503
+        assert response.status_code == 503, response.text
         assert response.headers["x-should-retry"] == "false"
         assert response.headers["x-memos-error-code"] == "ERR_5001"
         error = response.json()["error"]
         assert isinstance(error, dict if case.startswith("openai") else str)
-        assert "ollama" in (error["message"] if isinstance(error, dict) else error)
+        assert "connect (refused)" in (error["message"] if isinstance(error, dict) else error)
+
+
+async def test_a_baseline_whose_breaker_is_open_answers_all_the_same_when_it_can(stack: Stack) -> None:
+    """At share 0 there is nobody else: ill requests of one client must not shut it for the others."""
+    stack.ollama.faults.set("status:code=500,count=8")
+    for _ in range(8):
+        assert (await post(stack, "chat whole")).status_code == 502
+    assert 'provider="ollama",state="open"} 1.0' in await stack.metrics()
+    assert [(await post(stack, "chat whole")).status_code for _ in range(5)] == [200] * 5
+    assert 'provider="ollama",state="closed"} 1.0' in await stack.metrics()
 
 
 async def test_our_wrong_key_is_never_the_clients_401(stack: Stack) -> None:

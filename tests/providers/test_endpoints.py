@@ -6,10 +6,10 @@ import pytest
 
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import AttemptEnded, BreakerChanged, Bus
-from memos_llm.core.outcome import MODEL_NOT_FOUND, OK, Kind, Outcome
+from memos_llm.core.outcome import MODEL_NOT_FOUND, NO_FINISH, OK, Kind, Outcome
 from memos_llm.core.policy import Endpoint
 from memos_llm.providers.breaker import BreakerLimits
-from memos_llm.providers.endpoints import Pool
+from memos_llm.providers.endpoints import BEST_EFFORT, Pool
 from memos_llm.providers.ollama import canonical
 from memos_llm.testing import ManualClock, Recorder
 
@@ -152,15 +152,37 @@ def test_attempts_elsewhere_are_none_of_its_business() -> None:
     assert setup.heard.of(BreakerChanged) == []
 
 
-def test_all_open_is_refused_and_says_when_to_come_back() -> None:
+def test_all_open_is_a_bounded_best_effort_on_the_least_bad() -> None:
     setup = Setup()
     setup.ended(A, FAILED, times=5)
     setup.clock.advance(2.0)
     setup.ended(B, FAILED, times=5)
     assert setup.refusal("m") == "breaker-open"
+    picked = []
+    for _ in range(2 * BEST_EFFORT):
+        picked.append(setup.pool.pick("m"))
+        picked[-1].begin()
+    assert {state.url: picked.count(state) for state in setup.pool} == {A: BEST_EFFORT, B: BEST_EFFORT}
     with pytest.raises(AttemptFailed) as caught:
         setup.pool.pick("m")
     assert caught.value.outcome == Outcome(kind=Kind.SATURATED, code="breaker-open", retry_after_s=3.0)
+
+
+def test_a_lone_endpoint_that_answers_after_all_comes_back_at_once() -> None:
+    """Five ill requests must not shut a healthy back end for everyone who has no other."""
+    setup = Setup(Endpoint(A))
+    setup.ended(A, FAILED, times=5)
+    setup.clock.advance(0.5)
+    for _ in range(3):
+        setup.pool.pick("m").begin().end()
+        setup.ended(A, OK)
+    assert [e.state for e in setup.heard.of(BreakerChanged)] == ["open", "half_open", "closed"]
+
+
+def test_an_answer_without_a_finish_is_the_models_doing() -> None:
+    setup = Setup(Endpoint(A))
+    setup.ended(A, Outcome(kind=Kind.TRUNCATED, code=NO_FINISH), times=50)
+    assert setup.heard.of(BreakerChanged) == []
 
 
 def test_a_half_open_endpoint_takes_its_trials_and_closes() -> None:

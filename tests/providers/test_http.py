@@ -402,4 +402,4 @@ async def test_the_breaker_hears_of_attempts_from_the_bus_only(client: AiohttpCl
             )
         )
     assert transport.offer("m").refused == "breaker-open"
-    assert (await failure(transport)).outcome.kind is Kind.SATURATED
+    assert (await failure(transport)).outcome.kind is Kind.CONNECT  # a best effort all the same

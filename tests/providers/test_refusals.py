@@ -35,6 +35,8 @@ CASES: list[tuple[int, str, Kind, str, str]] = [
     (500, "", Kind.SERVER, "status", ""),
     (500, V % ("EngineCore died", "InternalServerError"), Kind.SERVER, "status", "EngineCore died"),
     (500, '{"error":"option \\"num_ctx\\" must be of type integer"}', Kind.CLIENT, "option", 'option "num_ctx" must be of type integer'),  # noqa: E501
+    (500, '{"error":"invalid format: \\"yaml\\"; expected \\"json\\" or a valid JSON Schema object"}', Kind.CLIENT, "option", 'invalid format: "yaml"; expected "json" or a valid JSON Schema object'),  # noqa: E501
+    (500, '{"error":"invalid JSON schema in format"}', Kind.CLIENT, "option", "invalid JSON schema in format"),
     (502, "<html>", Kind.SERVER, "status", ""),
     (499, '{"error":"request canceled"}', Kind.SERVER, "gave_up", "request canceled"),
     (400, V % ("1 validation error(s):", "Bad Request"), Kind.CLIENT, "status", "1 validation error(s):"),
