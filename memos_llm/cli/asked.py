@@ -1,6 +1,5 @@
 """What a `shift` was asked for, read and checked before anything is opened; what it refuses names the way out."""
 
-import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
     from memos_llm.config import Settings
 
 EVERYTHING, EMBEDDING = "*", "embedding"
-_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OPTIONS = ("component", "reason", "require-all", "new-index")
 
 
@@ -79,10 +77,12 @@ def _not_the_candidate(name: str, candidate: str, settings: "Settings") -> str:
 
 def scope(component: str | None) -> str:
     """The scope that `--component` names; everything without it."""
+    from memos_llm.core.call import COMPONENT
+
     if component is None:
         return EVERYTHING
-    if component != EVERYTHING and not _COMPONENT.fullmatch(component):
-        raise failures.usage(f"--component {component!r}: letters, digits, dot, dash and underscore, 64 at most")
+    if component != EVERYTHING and not COMPONENT.fullmatch(component):
+        raise failures.usage(f"--component {component!r}: letters, digits, and . _ : -, 64 at most")
     return component
 
 

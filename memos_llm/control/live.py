@@ -22,7 +22,7 @@ from memos_llm.control.adopt import Cut, Verdict, View, adopt, blank, judge, owe
 from memos_llm.control.confirm import Confirmation, confirm
 from memos_llm.core.commands import Actor, Audit, Command, Rollback, audit, incident
 from memos_llm.core.errors import LLMError, Refused, StoreUnreachable
-from memos_llm.core.events import Bus, FlagsChanged, InternalError, StoreState
+from memos_llm.core.events import Bus, FlagsChanged, InternalError, StoreState, place_of
 from memos_llm.core.flags import GLOBAL, Flags, format_share
 from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
 
@@ -335,7 +335,7 @@ class Live:
             except StoreUnreachable as error:
                 self._lost(error)
             except Exception as error:  # noqa: BLE001 - told, then tried again; the flags in force stay in force
-                self._bus.emit(InternalError(part=PART, error=type(error).__name__))
+                self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
             else:
                 pauses_s = _pauses_s()
                 continue

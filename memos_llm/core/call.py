@@ -4,10 +4,14 @@ A `Call` is made once, at the edge (gateway or library), and never changes. A co
 `WireRequest` for one `Target`; the answer comes back as `Frame`s on the caller's own wire.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag, StrEnum
 
 from msgspec import Raw, Struct
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # both travel in headers, and are matched in full
+COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Wire(StrEnum):

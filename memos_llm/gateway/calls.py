@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from memos_llm.core.call import OPERATIONS, Call
+from memos_llm.core.call import COMPONENT, OPERATIONS, REQUEST_ID, Call
 from memos_llm.core.errors import BadRequest, Forbidden
 from memos_llm.core.policy import Policy
 from memos_llm.dialects.edge import Dialect, Parsed
@@ -18,8 +18,6 @@ from memos_llm.gateway.paths import Place
 
 Headers = Mapping[bytes, bytes]
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
-_COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _TRACE = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_SESSION_CHARS = 512
 
@@ -27,7 +25,8 @@ MAX_SESSION_CHARS = 512
 def request_id(headers: Headers) -> str:
     """The caller's `x-request-id` if it is well-formed, else a new one."""
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if _REQUEST_ID.match(given) else os.urandom(12).hex()
+    text = given.decode("latin-1")
+    return text if REQUEST_ID.fullmatch(text) else os.urandom(12).hex()
 
 
 def build(
@@ -62,10 +61,10 @@ def build(
 def _component(dialect: Dialect, parsed: Parsed, headers: Headers, place: Place, policy: Policy) -> str:
     name = _text(headers, b"x-memos-component") or place.component
     if name is None:
-        if parsed.component is not None and _COMPONENT.match(parsed.component):
+        if parsed.component is not None and COMPONENT.fullmatch(parsed.component):
             return parsed.component
         return policy.component(parsed.model, OPERATIONS[dialect.wire])
-    if not _COMPONENT.match(name):
+    if not COMPONENT.fullmatch(name):
         raise BadRequest("a component is 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
     return name
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from memos_llm.core.call import Call, Operation, Wire
+from memos_llm.core.call import COMPONENT, REQUEST_ID, Call, Operation, Wire
 from memos_llm.core.errors import BadRequest, ConfigError
 from memos_llm.core.policy import Policy
 from memos_llm.core.responses import Chat, Options
@@ -12,8 +12,6 @@ from memos_llm.dialects.edge import DIALECTS, Parsed
 from memos_llm.dialects.typed import chat_body
 
 DIALECT = DIALECTS[Wire.OPENAI_CHAT]
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # both as in gateway.calls: they travel in headers
-COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class CallOptions(Options, total=False):

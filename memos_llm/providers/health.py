@@ -12,7 +12,7 @@ from random import Random
 from msgspec import Struct
 
 from memos_llm.core.errors import AttemptFailed
-from memos_llm.core.events import Bus, InternalError
+from memos_llm.core.events import Bus, InternalError, place_of
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Transport
 from memos_llm.providers.endpoints import EndpointState, Pool
@@ -109,7 +109,9 @@ class Prober:
             for ended in await transport.probe():
                 self._bus.emit(ended)
         except Exception as error:  # noqa: BLE001 - a transport that breaks its word must not end the probing
-            self._bus.emit(InternalError(part=f"probe.{transport.name}", error=type(error).__name__))
+            self._bus.emit(
+                InternalError(part=f"probe.{transport.name}", error=type(error).__name__, where=place_of(error))
+            )
 
 
 def _detail(outcome: Outcome) -> str:

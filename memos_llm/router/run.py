@@ -18,6 +18,7 @@ from memos_llm.core.events import (
     InternalError,
     RequestEnded,
     RequestStarted,
+    place_of,
 )
 from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, Kind, Outcome
 from memos_llm.core.policy import Policy
@@ -182,7 +183,7 @@ class Run:
 
     def own_fault(self, error: Exception) -> AttemptFailed:
         """A bug of ours, told as one."""
-        self._bus.emit(InternalError(part="engine", error=type(error).__name__))
+        self._bus.emit(InternalError(part="engine", error=type(error).__name__, where=place_of(error)))
         return AttemptFailed(Outcome(kind=Kind.MALFORMED, code="internal"))
 
     def _failed(self, attempt: Attempt, failure: AttemptFailed, step: Try | None) -> None:
