@@ -190,7 +190,11 @@ class Live:
 
     def _found(self) -> None:
         fault = self._view.fault
-        self._say(StoreState(reachable=True, regressed=bool(fault), detail=_regressed_text(fault) if fault else ""))
+        self._say(
+            StoreState(
+                reachable=True, regressed=bool(fault), detail=_regressed_text(fault, self._last_good) if fault else ""
+            )
+        )
 
     def _lost(self, error: StoreUnreachable) -> None:
         self._say(StoreState(reachable=False, regressed=bool(self._view.fault), detail=error.message))
@@ -349,8 +353,12 @@ def _founding() -> Flags:
     return replace(blank(), installation=secrets.token_hex(8), salt=secrets.token_hex(16))
 
 
-def _regressed_text(fault: str) -> str:
-    return f"the store has regressed: {fault}; the last good flags stay in force here until `llmctl store adopt`"
+def _regressed_text(fault: str, last_good: Path | None) -> str:
+    forget = f"delete {last_good} and " if last_good is not None else ""
+    return (
+        f"the store has regressed: {fault}; the last good flags stay in force here. "
+        f"Put the right store back, or, if this one is meant: {forget}restart what follows it"
+    )
 
 
 def _pauses_s() -> Iterator[float]:

@@ -423,7 +423,7 @@ async def test_a_regressed_store_is_not_believed_and_not_raised(tmp_path: Path, 
         assert p.live.store_state.reachable
         assert p.live.store_state.regressed
         assert why in p.live.store_state.detail
-        with pytest.raises(Refused, match=r"regressed.*llmctl store adopt.*only a rollback"):
+        with pytest.raises(Refused, match=r"regressed.*if this one is meant.*only a rollback"):
             await p.live.submit(shift(PPM), HUMAN)
         (instance,) = await store.instances()
         assert instance.revision == 0  # it confirms nothing of that store
