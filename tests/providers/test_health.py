@@ -178,7 +178,9 @@ async def test_a_transport_that_breaks_is_counted_and_probed_again(bus: Bus, hea
     prober.start()
     await until(lambda: len(heard.of(InternalError)) > 1 and heard.of(ProbeEnded))
     await prober.aclose()
-    assert heard.of(InternalError)[0] == InternalError(part="probe.bad", error="ValueError")
+    fault = heard.of(InternalError)[0]
+    assert (fault.part, fault.error) == ("probe.bad", "ValueError")
+    assert fault.where.startswith("memos_llm.providers.health:")
 
 
 @pytest.fixture
