@@ -60,7 +60,7 @@ class Feature(IntFlag):
     LOAD = 1  # Ollama's load and unload calls (no messages, no prompt)
     GO_TEMPLATE = 2  # generate's `template`
     CONTEXT = 4  # generate's `context`: token ids of one tokenizer
-    DEBUG_RENDER = 8  # chat's `_debug_render_only`
+    DEBUG_RENDER = 8  # `_debug_render_only`
     MANY_STOPS = 16  # more than four stop strings
     NO_PREDICT = 32  # num_predict: 0
     SUFFIX = 64  # fill-in-middle

@@ -2,7 +2,8 @@
 
 A request is decoded no deeper than routing needs: the top-level keys, their values left as they came. Keys of the
 Ollama wires are folded as Go folds them, and a key that comes twice is refused: `MODEL` must not slip past a gate that
-reads `model`. (Of keys that are equal to the letter on an OpenAI wire, every reader, ours too, takes the last.)
+reads `model`. On the OpenAI wires Ollama folds too and vLLM does not, so that a key that we read must be spelt as the
+API spells it. (Of keys that are equal to the letter there, every reader, ours too, takes the last.)
 """
 
 import hashlib
@@ -24,8 +25,15 @@ KEY_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 """What an OpenAI client may name a conversation or a person with, in the order in which we believe it."""
 
 
+SPELT = frozenset({"model", "stream", "n", "stream_options", "messages", "metadata"})
+"""What we read of an OpenAI client's body, and therefore understand only if the back end reads it the same way."""
+
+UNSTREAMED = Feature.LOAD | Feature.DEBUG_RENDER
+"""What Ollama answers with one object, whatever `stream` says."""
+
+
 class Parsed(Struct, frozen=True, kw_only=True):
-    """A request's head. `stream` is the form of the answer: a load call never streams, whatever it asks."""
+    """A request's head. `stream` is the form of the answer: an `UNSTREAMED` call never streams, whatever it asks."""
 
     head: Mapping[str, Raw]
     model: str
@@ -60,7 +68,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
         """Read the head of a request.
 
         Raises:
-            BadRequest: it is no JSON object, a key comes twice, or a key that we read has another type.
+            BadRequest: it is no JSON object, a key comes twice, or a key that we read has another type or spelling.
         """
         head = self._head(body)
         model = _read(head, "model", str)
@@ -72,7 +80,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
         return Parsed(
             head=head,
             model=model,
-            stream=(self.streams if stream is None else stream) and not needs & Feature.LOAD,
+            stream=(self.streams if stream is None else stream) and not needs & UNSTREAMED,
             needs=needs,
             named_key=_named_key(head),
             component=_text(metadata.get("component")),
@@ -113,6 +121,8 @@ class Dialect(Struct, frozen=True, kw_only=True):
         folded = {_fold(key): value for key, value in head.items()}
         if len(folded) < len(head) or (self.folds and not _each_once(body, head)):
             raise BadRequest("a key comes twice in the body (keys that differ only in case count as one)")
+        if not self.folds:
+            _check_spelling(head)
         return folded if self.folds else head
 
 
@@ -124,6 +134,12 @@ class _Turn(Struct):
 def _fold(key: str) -> str:
     """As Go's encoding/json matches keys: ASCII case, the Kelvin sign and the long s."""
     return key.lower().replace("ſ", "s")
+
+
+def _check_spelling(head: Mapping[str, Raw]) -> None:
+    for key in head:
+        if key not in SPELT and (meant := _fold(key)) in SPELT:
+            raise BadRequest(f"the key {key!r} is not spelt as the API spells it: write {meant!r}")
 
 
 _SPACE = re.compile(rb"[ \t\r\n]*")

@@ -49,7 +49,12 @@ def generate_needs(head: Mapping[str, Raw]) -> Feature:
     return needs | _audio(_decoded(head, "images", list[Any]) or [])
 
 
-_GENERATE = {"template": Feature.GO_TEMPLATE, "context": Feature.CONTEXT, "suffix": Feature.SUFFIX}
+_GENERATE = {
+    "template": Feature.GO_TEMPLATE,
+    "context": Feature.CONTEXT,
+    "suffix": Feature.SUFFIX,
+    "_debug_render_only": Feature.DEBUG_RENDER,
+}
 
 
 def _given(head: Mapping[str, Raw], key: str) -> bool:

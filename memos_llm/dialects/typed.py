@@ -30,6 +30,9 @@ SHAPING = frozenset(
 )
 """The options that are fields of the body under their own names."""
 
+FORMATS = ("text", "json_object", "json_schema", "structural_tag")
+"""The types of a `response_format`; a mapping of any other is a JSON schema."""
+
 
 def chat_body(
     messages: Chat,
@@ -42,6 +45,8 @@ def chat_body(
 ) -> bytes:
     """The JSON body of a chat call; what is None is left out, `extra` is merged last, a stream asks for its usage.
 
+    A `response_format` that is a bare JSON schema is wrapped as the API wants it.
+
     Raises:
         TypeError: a value is none of JSON's; the message names the argument and repeats nothing of it.
     """
@@ -53,7 +58,8 @@ def chat_body(
         "max_tokens": max_tokens,
         "temperature": temperature,
     }
-    shaping = {key: value for key, value in options.items() if key in SHAPING}
+    shaping: dict[str, Any] = {key: value for key, value in options.items() if key in SHAPING}
+    shaping["response_format"] = _format(options.get("response_format"))
     body = {key: value for key, value in (named | shaping).items() if value is not None}
     extra = options.get("extra") or {}
     if not isinstance(extra, Mapping):
@@ -62,6 +68,12 @@ def chat_body(
         return _encode(body | dict(extra), enc_hook=_plain)
     except UNWRITABLE:
         raise _blame(body | {"extra": extra}) from None
+
+
+def _format(value: object) -> object:
+    if not isinstance(value, Mapping) or value.get("type") in FORMATS:
+        return value
+    return {"type": "json_schema", "json_schema": {"name": "response", "schema": value}}
 
 
 _encode = msgspec.json.encode

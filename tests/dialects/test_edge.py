@@ -73,7 +73,17 @@ def test_generate_without_a_model_is_a_404() -> None:
 
 def test_ollama_keys_are_folded_and_openai_keys_are_not() -> None:
     assert parse(CHAT, {"Model": "m", "MESSAGES": [USER]}).needs is Feature.NONE
-    assert "Messages" in parse(OPENAI, {"model": "m", "Messages": [USER]}).head
+    assert "Temperature" in parse(OPENAI, {"model": "m", "Temperature": 0}).head
+
+
+@pytest.mark.parametrize("wire", [OPENAI, Wire.OPENAI_COMPLETION])
+@pytest.mark.parametrize("key", ["Model", "Stream", "N", "stream_Options", "me\u017fsages", "METADATA"])
+def test_an_openai_key_that_we_read_is_refused_in_another_spelling(wire: Wire, key: str) -> None:
+    body: dict[str, Any] = {} if key == "Model" else {"model": "m"}
+    meant = key.lower().replace("\u017f", "s")
+    with pytest.raises(BadRequest, match=f"'{key}' is not spelt as the API spells it: write '{meant}'") as refused:
+        parse(wire, body | {key: True})
+    assert refused.value.http_status == 400
 
 
 def test_escaped_keys_and_odd_spaces_are_no_duplicates() -> None:
@@ -118,6 +128,7 @@ def test_component_and_session_come_from_metadata() -> None:
         (GENERATE, {"prompt": "p", "images": [PNG]}, Feature.NONE),
         (CHAT, {"messages": [USER], "_debug_render_only": True}, Feature.DEBUG_RENDER),
         (CHAT, {"messages": [USER], "_debug_render_only": False}, Feature.NONE),
+        (GENERATE, {"prompt": "p", "_debug_render_only": True}, Feature.DEBUG_RENDER),
         (CHAT, {"messages": [USER], "options": {"stop": list("abcde")}}, Feature.MANY_STOPS),
         (CHAT, {"messages": [USER], "options": {"stop": ["a", "", "", "b", ""]}}, Feature.NONE),
         (OPENAI, {"messages": [USER], "stop": list("abcde")}, Feature.MANY_STOPS),
@@ -137,6 +148,13 @@ def test_what_a_call_needs(wire: Wire, body: dict[str, Any], needs: Feature) -> 
 
 def test_a_load_call_never_streams() -> None:
     assert parse(CHAT, {"model": "m", "stream": True}).stream is False
+
+
+@pytest.mark.parametrize("wire", [CHAT, GENERATE])
+def test_a_rendered_prompt_never_streams(wire: Wire) -> None:
+    body = {"model": "m", "messages": [USER], "prompt": "p", "stream": True}
+    assert parse(wire, body | {"_debug_render_only": True}).stream is False
+    assert parse(wire, body | {"_debug_render_only": False}).stream is True
 
 
 @settings(max_examples=150, deadline=None)

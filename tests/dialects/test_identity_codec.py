@@ -109,6 +109,23 @@ def test_empty_tools_are_dropped_with_a_warning(tools: str) -> None:
     assert (request.body, warnings) == (b'{"model":"served/m","messages":[]}', ("repaired:tools",))
 
 
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        ("auto", {}),
+        ("none", {}),
+        ("required", {"tool_choice": "required"}),
+        ({"type": "function"}, {"tool_choice": {"type": "function"}}),
+    ],
+)
+def test_empty_tools_take_a_choice_among_none_with_them(choice: Any, left: dict[str, Any]) -> None:
+    call = make_call(OPENAI, {"model": "served/m", "tools": [], "tool_choice": choice})
+    request, warnings = IDENTITY.request(call, target())
+    assert (msgspec.json.decode(request.body), warnings) == ({"model": "served/m"} | left, ("repaired:tools",))
+    tooled = make_call(OPENAI, {"model": "served/m", "tools": [{}], "tool_choice": choice})
+    assert IDENTITY.request(tooled, target())[0].body is tooled.body
+
+
 def test_empty_tools_stay_on_ollama_s_own_wire() -> None:
     call = make_call(CHAT, {"model": "served/m", "tools": [], "messages": USER})
     assert IDENTITY.request(call, target())[0].body is call.body
@@ -354,6 +371,16 @@ def test_native_answers_pass_load_and_unload_too(reason: str) -> None:
     body = b'{"model":"m","message":{"role":"assistant","content":""},"done":true,"done_reason":"%b"}' % reason.encode()
     call = make_call(CHAT, {"model": "m"}) if reason != "stop" else NATIVE_WHOLE
     assert told(run(decoder(call), [body])) == (body, Part.CONTENT | Part.FINISH | Part.END, None)
+
+
+@pytest.mark.parametrize("wire", [CHAT, GENERATE])
+def test_a_rendered_prompt_is_whole_though_never_done(wire: Wire) -> None:
+    """As Ollama 0.17 answers, and with `stream: true` too."""
+    said = b'"message":{"role":"","content":""}' if wire is CHAT else b'"response":""'
+    body = b'{"model":"m","created_at":"2026-08-22T10:00:00Z",%b,"done":false,' % said
+    body += b'"_debug_info":{"rendered_template":"<s>hi"}}'
+    asked = {"model": "m", "messages": USER, "prompt": "p", "stream": True, "_debug_render_only": True}
+    assert told(run(decoder(make_call(wire, asked)), [body])) == (body, Part.CONTENT | Part.FINISH | Part.END, None)
 
 
 @pytest.mark.parametrize(

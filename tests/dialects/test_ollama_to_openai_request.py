@@ -428,6 +428,7 @@ def test_keys_without_an_equivalent(key: str, value: Any, warnings: tuple[str, .
     [
         (CHAT, {"messages": []}),
         (CHAT, {"messages": [USER], "_debug_render_only": True}),
+        (GENERATE, {"prompt": "p", "_debug_render_only": True}),
         (CHAT, {"messages": [USER], "options": {"num_predict": 0}}),
         (CHAT, {"messages": [USER], "options": {"stop": list("abcde")}}),
         (GENERATE, {"prompt": "p", "template": "x"}),

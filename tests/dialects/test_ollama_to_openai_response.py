@@ -151,6 +151,46 @@ def test_logprobs_are_carried_even_on_an_event_without_text() -> None:
     ]
 
 
+def seen(*tokens: str) -> dict[str, Any]:
+    return {"content": [{"token": token, "logprob": -1.0, "bytes": None, "top_logprobs": []} for token in tokens]}
+
+
+def tokens_of(found: list[dict[str, Any]]) -> list[str]:
+    return [one["token"] for record in found for one in record.get("logprobs", [])]
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [
+        (chunk({"content": ""}, "stop", logprobs=seen("<end>")), ["a"]),
+        (chunk({}, "stop", logprobs=seen("b", "<end>")), ["a"]),
+        (chunk({"content": "b"}, "stop", logprobs=seen("b", "<end>")), ["a", "b"]),
+        (chunk({"reasoning": "b"}, "stop", logprobs=seen("b", "<end>")), ["a", "b"]),
+        (chunk({"content": ""}, "length", logprobs=seen("b")), ["a", "b"]),
+    ],
+)
+def test_the_end_token_of_a_stream_has_no_logprob(last: dict[str, Any], kept: list[str]) -> None:
+    found = records(told(frames_of(CHAT, chunk({"content": "a"}, logprobs=seen("a")), last, "[DONE]"))[0])
+    assert tokens_of(found) == kept
+
+
+@pytest.mark.parametrize(
+    ("reason", "stop_reason", "kept"),
+    [
+        ("stop", None, ["a"]),
+        ("stop", 128009, ["a"]),  # another end token of the model's
+        ("stop", "b", ["a", "b"]),
+        ("length", None, ["a", "b"]),
+    ],
+)
+def test_the_end_token_of_a_whole_answer_has_no_logprob(reason: str, stop_reason: Any, kept: list[str]) -> None:
+    end = {"finish_reason": reason, "stop_reason": stop_reason}
+    chat = {"choices": [{"message": {"content": "a"}, "logprobs": seen("a", "b")} | end]}
+    completion = {"choices": [{"text": "a", "logprobs": {"tokens": ["a", "b"]}} | end]}
+    for call, body in ((WHOLE_CHAT, chat), (WHOLE_GENERATE, completion)):
+        assert tokens_of(records(run(decoder(call), [msgspec.json.encode(body)])[0].data)) == kept
+
+
 @pytest.mark.parametrize(
     ("reason", "done_reason"),
     [

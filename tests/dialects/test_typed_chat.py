@@ -39,6 +39,18 @@ def test_options_and_extra_are_merged_and_the_model_is_the_given_one() -> None:
     assert body(options) == PLAIN | {"stop": ["a"], "seed": 2, "n": 1}
 
 
+@pytest.mark.parametrize("kind", ["object", ["object", "null"], None])
+def test_a_bare_schema_is_wrapped(kind: Any) -> None:
+    schema = {"type": kind, "properties": {"a": {"type": "string"}}}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "response", "schema": schema}}
+    assert body({"response_format": MappingProxyType(schema)}) == PLAIN | {"response_format": wrapped}
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object", "json_schema", "structural_tag"])
+def test_a_response_format_of_the_api_stays_as_it_is(kind: str) -> None:
+    assert body({"response_format": {"type": kind, "x": 1}}) == PLAIN | {"response_format": {"type": kind, "x": 1}}
+
+
 def test_every_option_but_the_model_and_extra_has_a_place() -> None:
     sampling = set(Options.__annotations__) - {"model", "extra", "request_id", "timeout_s", "session", "component"}
     assert sampling == SHAPING

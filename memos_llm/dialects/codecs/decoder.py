@@ -9,7 +9,7 @@ from typing import Protocol
 
 from memos_llm.core.call import Frame, Part, Usage
 from memos_llm.core.errors import AttemptFailed
-from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.core.outcome import NO_FINISH, Kind, Outcome
 from memos_llm.dialects.framing import OVERSIZE, Event, Framer
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -58,7 +58,7 @@ class StreamDecoder:
             self._failure = failure
             if not frames:
                 raise
-        return frames if len(frames) < 2 else [joined(frames)]
+        return frames if len(frames) < 2 else [Frame.joined(frames)]
 
     def eof(self) -> Sequence[Frame]:
         if self._failure is not None:
@@ -95,14 +95,6 @@ class WholeDecoder:
         return (self._read(bytes(self._buffer)),)
 
 
-def joined(frames: Sequence[Frame]) -> Frame:
-    bits, usage = 0, None
-    for frame in frames:
-        bits |= frame.parts
-        usage = frame.usage or usage
-    return Frame(b"".join(frame.data for frame in frames), bits, usage)
-
-
 # --- how an answer can fail -------------------------------------------------------------------------------------------
 
 
@@ -112,7 +104,7 @@ def malformed(code: str) -> AttemptFailed:
 
 def truncated(body: bytes = b"") -> AttemptFailed:
     """No terminal marker; `body` is the back end's answer, if the caller may have it as it is."""
-    return AttemptFailed(Outcome(kind=Kind.TRUNCATED, code="no-finish"), client_body=body)
+    return AttemptFailed(Outcome(kind=Kind.TRUNCATED, code=NO_FINISH), client_body=body)
 
 
 def failed(error: object, code: str = "stream-error") -> AttemptFailed:

@@ -40,6 +40,8 @@ def _drop_empty_tools(head: Head) -> bool:
     if "tools" not in head or b"".join(bytes(head["tools"]).split()) != b"[]":
         return False
     del head["tools"]
+    if bytes(head.get("tool_choice", b"")) in (b'"auto"', b'"none"'):
+        del head["tool_choice"]
     return True
 
 
@@ -55,7 +57,8 @@ REPAIRS: Mapping[str, Repair] = {
         OPENAI,
         _drop_empty_tools,
         optional=False,
-        note="`tools: []` is a 400 on vLLM since 0.16–0.20, and means nothing",
+        note="`tools: []` is a 400 on vLLM since 0.16–0.20, and means nothing; so is a `tool_choice` without tools, "
+        "which is dropped too if it is `auto` or `none`",
     ),
     "max_completion_tokens": Repair(
         OPENAI, _name_max_tokens, optional=True, note="Ollama's /v1 reads only `max_tokens`, and would not stop"

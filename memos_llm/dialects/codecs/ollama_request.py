@@ -287,6 +287,7 @@ GENERATE: dict[str, Rule] = {
     "top_logprobs": CHAT["top_logprobs"],
     "template": Rule(_REFUSE, note="a Go template"),
     "context": Rule(_REFUSE, note="token ids of another tokenizer; none is ever returned"),
+    "_debug_render_only": CHAT["_debug_render_only"],
 }
 """`/api/generate` to `/v1/chat/completions`."""
 
@@ -302,5 +303,6 @@ VERBATIM: dict[str, Rule] = {
     "top_logprobs": CHAT["top_logprobs"],
     "template": GENERATE["template"],
     "context": GENERATE["context"],
+    "_debug_render_only": CHAT["_debug_render_only"],
 }
 """`/api/generate` with `raw` or `suffix` to `/v1/completions`."""

@@ -101,6 +101,7 @@ class _Choice(Struct):
     message: _Message | None = None
     text: str | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
     logprobs: _Logprobs | None = None
 
 
@@ -252,7 +253,7 @@ class NativeReader:
         said = self._texts(choice.text or delta.content or "", delta)
         coming = bool(said or choice.text or delta.content or delta.tool_calls)
         self._tools.add(delta.tool_calls or ())
-        if choice.logprobs is not None and (logprobs := _logprobs(choice.logprobs)):
+        if logprobs := _shown(choice, empty=not coming):
             said = said or [Said()]
             said[-1].logprobs = logprobs
         if (reason := _checked(choice.finish_reason)) is not None:
@@ -285,7 +286,7 @@ class NativeReader:
             content="".join(piece.content for piece in pieces),
             thinking="".join(piece.thinking for piece in pieces),
             tool_calls=_tool_calls(calls),
-            logprobs=_logprobs(choice.logprobs) if choice.logprobs else [],
+            logprobs=_shown(choice),
         )
 
     def _record(self, said: Said, ending: Ending | None = None) -> bytes:
@@ -317,6 +318,19 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 # --- logprobs ---------------------------------------------------------------------------------------------------------
+
+
+def _shown(choice: _Choice, *, empty: bool = False) -> list[Logprob]:
+    """Without what ended the text: vLLM counts the end token among them (and names a stop string), Ollama does not.
+
+    `empty`: an event without text, whose tokens are all part of the end if it is one.
+    """
+    found = _logprobs(choice.logprobs) if choice.logprobs else []
+    if choice.finish_reason != "stop":
+        return found
+    if empty:
+        return []
+    return found if isinstance(choice.stop_reason, str) else found[:-1]
 
 
 def _logprobs(given: _Logprobs) -> list[Logprob]:

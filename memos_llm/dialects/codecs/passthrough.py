@@ -7,7 +7,7 @@ that only we asked for.
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from memos_llm.core.call import Frame
 from memos_llm.dialects.codecs.decoder import (
@@ -70,6 +70,7 @@ class _Record(Struct):
     model: str | None = None
     prompt_eval_count: float | None = None
     eval_count: float | None = None
+    debug_info: Any = field(default=None, name="_debug_info")
 
 
 _chunk = msgspec.json.Decoder(_Chunk).decode
@@ -184,13 +185,13 @@ class OllamaReader:
             raise truncated()
 
     def whole(self, body: bytes) -> Frame:
-        """A non-streaming answer, load and unload answers included."""
+        """A non-streaming answer; load, unload and rendered prompts (which Ollama never calls done) included."""
         record = _decoded(body)
         if record.error is not None:
             raise failed(record.error, "error-body")
-        if not record.done:
+        if not record.done and record.debug_info is None:
             raise truncated(body)
-        return self._frame(body, record, CONTENT)
+        return self._frame(body, record, WHOLE)
 
     def _frame(self, raw: bytes, record: _Record, bits: int) -> Frame:
         if record.model and record.model != self._caller:
