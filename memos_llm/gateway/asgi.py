@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from memos_llm.router.idle import IdleWatch
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,17 +29,24 @@ async def read_body(receive: Receive, *, max_bytes: int, timeout_s: float) -> by
     Raises:
         BodyTooLarge, ClientLeft, TimeoutError.
     """
-    async with asyncio.timeout(timeout_s):
-        first = await _chunk(receive, max_bytes)
-        if not first.get("more_body"):
-            return bytes(first.get("body", b""))
-        chunks, left = [first["body"]], max_bytes - len(first["body"])
-        while True:
-            message = await _chunk(receive, left)
-            chunks.append(message.get("body", b""))
-            left -= len(chunks[-1])
-            if not message.get("more_body"):
-                return b"".join(chunks)
+    limit = IdleWatch(timeout_s)
+    try:
+        return await limit.read(lambda: _whole(receive, max_bytes))
+    finally:
+        limit.close()
+
+
+async def _whole(receive: Receive, max_bytes: int) -> bytes:
+    first = await _chunk(receive, max_bytes)
+    if not first.get("more_body"):
+        return bytes(first.get("body", b""))
+    chunks, left = [first["body"]], max_bytes - len(first["body"])
+    while True:
+        message = await _chunk(receive, left)
+        chunks.append(message.get("body", b""))
+        left -= len(chunks[-1])
+        if not message.get("more_body"):
+            return b"".join(chunks)
 
 
 async def _chunk(receive: Receive, max_bytes: int) -> Message:

@@ -6,7 +6,7 @@ beginning once an assistant turn is there → the request's own id. Never a cons
 used is refused; a body was written for the back end, so what we cannot use of it is passed over.
 """
 
-import os
+import random
 import re
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ def request_id(headers: Headers) -> str:
     """The caller's `x-request-id` if it is well-formed, else a new one."""
     given = headers.get(b"x-request-id", b"")
     text = given.decode("latin-1")
-    return text if REQUEST_ID.fullmatch(text) else os.urandom(12).hex()
+    return text if REQUEST_ID.fullmatch(text) else f"{random.getrandbits(96):024x}"
 
 
 def build(

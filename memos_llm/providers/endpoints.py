@@ -7,7 +7,6 @@ The breakers are fed by `AttemptEnded` on the bus, whoever made the attempt; the
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from random import Random
 
 from memos_llm.core.errors import AttemptFailed
@@ -52,26 +51,13 @@ class EndpointState:
     def begin(self) -> "Lease":
         return Lease(self)
 
-    @contextmanager
-    def patience(self) -> Iterator[None]:
+    def patience(self) -> "Patience":
         """What is awaited within ends at once when the endpoint is found down. Not to be nested.
 
         Raises:
             AttemptFailed: `timeout`, code `endpoint_down`.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        before = task.cancelling()
-        self.waiting.add(task)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if task in self.cut and task.uncancel() <= before:
-                raise gone() from None
-            raise
-        finally:
-            self.waiting.discard(task)
-            self.cut.discard(task)
+        return Patience(self)
 
     def cut_waiting(self) -> None:
         """The endpoint was found down: end, as time-outs, what waits for it."""
@@ -79,6 +65,28 @@ class EndpointState:
         for task in self.waiting - self.cut:
             self.cut.add(task)
             task.cancel()
+
+
+class Patience:
+    """A context manager without a generator: it is entered for every read before the commit point."""
+
+    __slots__ = ("_before", "_state", "_task")
+
+    def __init__(self, state: EndpointState) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._state, self._task, self._before = state, task, task.cancelling()
+
+    def __enter__(self) -> None:
+        self._state.waiting.add(self._task)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        state, task = self._state, self._task
+        cut = task in state.cut
+        state.waiting.discard(task)
+        state.cut.discard(task)
+        if cut and kind is asyncio.CancelledError and task.uncancel() <= self._before:
+            raise gone() from None
 
 
 def gone() -> AttemptFailed:

@@ -50,11 +50,13 @@ class Attempt:
         Raises:
             AttemptFailed: anything that ended the attempt before it, a passed limit (`timeout`) among them.
         """
+        limit = IdleWatch(self._step.until - self._clock())
         try:
-            async with asyncio.timeout(self._step.until - self._clock()):
-                frames = await self._until_committed(request_id)
+            frames = await limit.read(lambda: self._until_committed(request_id))
         except TimeoutError:
             raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code=self._step.limit)) from None
+        finally:
+            limit.close()
         if self._reply is not None:
             self._reply.committed()
         return frames

@@ -1,15 +1,18 @@
-"""A time-out between reads that costs nothing per read: one timer for the life of a stream.
+"""A time limit without `asyncio.timeout`, which costs 8 µs: for what every request and every event pays.
 
-`asyncio.timeout` around every read would cost some 9 µs per event of every stream; here a read notes its start, and
-the timer, when it fires, looks how long the current read has lasted and comes back when that read could be late.
+As the limit of one wait it costs a timer. Between the reads of a stream it costs nothing per read: a read notes its
+start, and one timer for the life of the stream, when it fires, looks how long the current read has lasted.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class IdleWatch:
-    """Cancels a read that lasts longer than `idle_s`. Belongs to one task at a time; `close` it at the end."""
+    """Cancels what lasts longer than `idle_s`. Belongs to one task at a time; `close` it at the end."""
 
     def __init__(self, idle_s: float) -> None:
         self._idle_s = idle_s
@@ -19,8 +22,8 @@ class IdleWatch:
         self._late = False
         self._timer = self._loop.call_later(idle_s, self._look)
 
-    async def read(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
-        """One read.
+    async def read(self, read: Callable[[], Awaitable[T]]) -> T:
+        """One read, or whatever else may not last.
 
         Raises:
             TimeoutError: it lasted too long.

