@@ -5,7 +5,7 @@ Keeps fingerprints (`router.split.fingerprint`) of the last requests only, never
 
 from collections import Counter, deque
 
-WINDOW = 1_000  # requests looked back on
+WINDOW = 500  # requests looked back on; the engine shows us one of a few
 LIMIT = 0.2
 SAY_AGAIN_S = 60.0
 

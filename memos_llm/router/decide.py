@@ -4,7 +4,7 @@ Precedence, highest first: authorised override, latch, missing capability, compo
 share, baseline. *Assign first, then divert*: a provider that refuses at the moment keeps its arm and is passed over.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from memos_llm.core.call import Call, Target
 from memos_llm.core.catalogue import Model
@@ -21,8 +21,14 @@ Carries = Callable[[Call, Offer], bool]
 """Whether any codec carries the call to such an offer."""
 
 
-def decide(call: Call, flags: Flags, policy: Policy, offers: Offers, carries: Carries) -> Decision:
-    """The decision for one call.
+Chains = dict[tuple[str, str, bool], tuple[Target, ...]]
+"""The chains of one policy, by (assigned provider, model, candidate allowed), as far as they were worked out."""
+
+
+def decide(
+    call: Call, flags: Flags, policy: Policy, offers: Offers, carries: Carries, chains: Chains | None = None
+) -> Decision:
+    """The decision for one call. `chains` is remembered between calls under one policy; it changes no decision.
 
     Raises:
         NotOffered: no target in the chain can do what the call asks for.
@@ -42,11 +48,8 @@ def decide(call: Call, flags: Flags, policy: Policy, offers: Offers, carries: Ca
 
     provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, model, offered))
     arm = Arm.CANDIDATE if provider == policy.candidate else Arm.BASELINE
-    chain = tuple(
-        target
-        for target in _chain(provider, call, model, policy, candidate_allowed=bool(scope.share_ppm))
-        if offered(target) is not None
-    )
+    known = {} if chains is None else chains
+    chain = [t for t in _chain(provider, call, model, policy, bool(scope.share_ppm), known) if offered(t) is not None]
     if not chain:
         raise NotOffered(f"no configured provider offers what this {call.wire.value} call for {call.model!r} needs")
     targets, diverted = _divert(chain, offered)
@@ -88,15 +91,19 @@ def _missing(provider: str, model: Model | None, offered: Offers) -> Reason | No
 
 
 def _chain(
-    assigned: str, call: Call, model: Model | None, policy: Policy, *, candidate_allowed: bool
-) -> Iterator[Target]:
+    assigned: str, call: Call, model: Model | None, policy: Policy, candidate_allowed: bool, chains: Chains
+) -> Iterable[Target]:
     """The targets in order, none twice: the same model on every allowed provider, then the model's fallback models."""
-    others = (p for p in policy.fallback if p != assigned and (p != policy.candidate or candidate_allowed))
-    providers = (assigned, *others)
     if model is None:
-        yield policy.unmapped(assigned, call.model)
-        return
-    yield from _distinct(candidate.target(provider) for candidate in _models(model, policy) for provider in providers)
+        return (policy.unmapped(assigned, call.model),)
+    place = (assigned, model.name, candidate_allowed)
+    known = chains.get(place)
+    if known is None:
+        others = (p for p in policy.fallback if p != assigned and (p != policy.candidate or candidate_allowed))
+        providers = (assigned, *others)
+        wanted = (each.target(provider) for each in _models(model, policy) for provider in providers)
+        known = chains[place] = tuple(_distinct(wanted))
+    return known
 
 
 def _models(model: Model, policy: Policy) -> Iterator[Model]:
@@ -115,17 +122,13 @@ def _distinct(targets: Iterable[Target | None]) -> Iterator[Target]:
             yield target
 
 
-def _divert(chain: tuple[Target, ...], offers: Offers) -> tuple[tuple[Target, ...], tuple[Diversion, ...]]:
+def _divert(chain: Sequence[Target], offers: Offers) -> tuple[tuple[Target, ...], tuple[Diversion, ...]]:
     """Refusing targets go to the end of the chain: a last, best effort, never the first choice."""
-    willing, refusing, diverted = [], [], []
-    for target in chain:
-        offer = offers(target)
-        if offer is None or offer.refused is None:
-            willing.append(target)
-            continue
-        refusing.append(target)
-        if not willing:
-            diverted.append(Diversion(target.provider, offer.refused))
-    if not willing or not diverted:
-        return (*willing, *refusing), ()
-    return (*willing, *refusing), tuple(diverted)
+    refusals = [offer.refused if (offer := offers(target)) is not None else None for target in chain]
+    if not any(refusals):
+        return tuple(chain), ()
+    willing = [target for target, why in zip(chain, refusals, strict=True) if why is None]
+    refusing = [target for target, why in zip(chain, refusals, strict=True) if why is not None]
+    first = refusals.index(None) if None in refusals else 0
+    passed_over = ((t.provider, why) for t, why in zip(chain[:first], refusals[:first], strict=True) if why is not None)
+    return (*willing, *refusing), tuple(Diversion(provider, why) for provider, why in passed_over)
