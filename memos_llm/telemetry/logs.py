@@ -46,9 +46,37 @@ def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[_timestamp, structlog.processors.add_log_level, _json],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
-        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stderr),
+        logger_factory=_Batch(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+class _Batch:
+    """Where lines go: gathered, and written with one call a batch. It is its own logger factory."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def __call__(self, *names: str) -> "_Batch":
+        return self
+
+    def _gather(self, line: str) -> None:
+        self._lines.append(line)
+
+    debug = info = warning = error = critical = _gather
+
+    def deliver(self) -> int:
+        """Write what was gathered; how many lines were lost because it could not be written."""
+        lines, self._lines = self._lines, []
+        if not lines:
+            return 0
+        try:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # a closed stderr must not end the thread
+            return len(lines)
+        return 0
 
 
 def _timestamp(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
@@ -271,6 +299,7 @@ class RequestLog:
         for _ in range(len(self._queue)):
             at, queued = self._queue.popleft()
             if isinstance(queued, threading.Event):
+                self._deliver(log)
                 queued.set()
                 continue
             level, name, fields = LINES[type(queued)](queued)
@@ -278,6 +307,11 @@ class RequestLog:
         if self.dropped > self._reported:
             self._reported = self.dropped
             self._write(log, "warning", "log-lines-dropped", {"total": self.dropped})
+        self._deliver(log)
+
+    def _deliver(self, log: Any) -> None:
+        if isinstance(log._logger, _Batch):  # a host's own configuration writes each line itself
+            self.dropped += log._logger.deliver()
 
     def _write(self, log: Any, level: Level, name: str, fields: dict[str, Any]) -> None:
         try:
