@@ -40,7 +40,7 @@ async def look(settings: Settings, store: StateStore) -> Standing:
 
 
 def document(now: Standing) -> dict[str, Any]:
-    """As INTERFACE has it. Breakers and windows live in the gateways; there is no plan yet."""
+    """The status document. Breakers and windows live in the gateways; there is no plan yet."""
     flags = now.flags
     return {
         "revision": flags.revision,

@@ -1,4 +1,4 @@
-"""The parts of Ollama's native requests that we read, as types (PROTOCOLS: Ollama 0.33 source, 0.17.4 measured).
+"""The parts of Ollama's native requests that we read, as types (Ollama 0.33 source, 0.17.4 measured).
 
 Also which tool result answers which call: natively both may come without an id.
 """
