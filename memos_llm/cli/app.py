@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return app(arguments, prog_name="llmctl", standalone_mode=False) or failures.DONE
     except KeyboardInterrupt:
         return failures.INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # a user gets one line that names the fix, whatever went wrong
         if failures.wants_traceback():
             raise
         return _fail(_read(error), as_json="--json" in arguments)

@@ -113,6 +113,6 @@ def with_shared_options(function: Function) -> Function:
     ]
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     everything = [context, *(p.replace(kind=keyword) for p in parameters), *shared]
-    run.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]  # read by inspect
     run.__annotations__ = {p.name: p.annotation for p in everything}
     return run

@@ -109,7 +109,7 @@ class _Connection(HttpToolsProtocol):
         self.access_log = False
         self._listener = listener
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
         self._listener.accepted += 1
         if self._listener.resets_new_connection():
@@ -121,7 +121,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {_CONNECTION: self}  # type: ignore[dict-item]
+        self.scope["extensions"] = {_CONNECTION: self}  # type: ignore[dict-item]  # extensions are ours to name
         self.server_state.default_headers = self._listener.default_headers()
 
     def close(self, *, reset: bool = False) -> None:
@@ -265,7 +265,7 @@ def _bound(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setblocking(False)
         sock.bind((host, port))
-    except BaseException:
+    except BaseException:  # raised again: only the socket is ours to close
         sock.close()
         raise
     return sock

@@ -35,7 +35,7 @@ class SyncRouter:
         self._thread.start()
         try:
             self._router = self._run(lambda: _opened(config, probe))
-        except BaseException:
+        except BaseException:  # raised again: no thread may be left, whatever interrupts
             self._stop()
             raise
 

@@ -117,7 +117,7 @@ class HttpTransport:
         lease = state.begin()
         try:
             raw = await self._answer(state, "POST", url, {**self._post, "X-Request-Id": request.id}, request.body)
-        except BaseException:
+        except BaseException:  # raised again: a cancelled request is no longer in flight either
             lease.end()
             raise
         return HttpReply(raw, lease, self._clock)

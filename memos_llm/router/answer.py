@@ -44,11 +44,11 @@ class Answer:
         except AttemptFailed as error:
             await self._close(error.outcome)
             raise self._broken(error) from error
-        except Exception as error:
+        except Exception as error:  # a bug of ours: told as such, and the caller sees a broken stream
             failure = self._run.own_fault(error)
             await self._close(failure.outcome)
             raise self._broken(failure) from error
-        except BaseException:
+        except BaseException:  # raised again: the caller has left, upstream is cancelled
             await self.aclose()
             raise
         if not frames:

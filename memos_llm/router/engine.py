@@ -65,7 +65,7 @@ class Engine:
         run = Run(call, decision, policy, self.transports, self.codecs, self.bus, self.clock, self.budget)
         try:
             return Answer(run, *await run.commit())
-        except BaseException as error:
+        except BaseException as error:  # raised again: every request that started is told to have ended
             run.end(run.failed if isinstance(error, LLMError) else CANCELLED)
             raise
 

@@ -95,7 +95,7 @@ class Run:
             failure = self._judge(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours: told as such, and the next target may still answer
             failure = self.own_fault(error)
-        except BaseException:
+        except BaseException:  # raised again: the caller has left, and the arm is not blamed
             self.attempt_ended(attempt, CANCELLED)
             await attempt.aclose()
             raise

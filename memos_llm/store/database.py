@@ -162,7 +162,7 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-            except BaseException:
+            except BaseException:  # raised again: an interrupted transaction is undone too
                 if db.in_transaction:  # SQLite itself rolls back when the disk is full
                     db.execute("ROLLBACK")
                 raise
@@ -187,7 +187,7 @@ class Database:
             _use_wal(connection, self._busy_s)
             _create(connection)
             self._schema = _pragma(connection, "user_version")
-        except BaseException:
+        except BaseException:  # raised again: a half-opened connection is of no use
             connection.close()
             raise
         self._connection, self._identity, self._version = connection, files.identity(self._path), -1

@@ -286,7 +286,7 @@ async def test_leaving_is_seen_upstream_at_once(
     delays = []
     for aborted in (1, 2, 3):
         left = await leave(transport, emulator, stream)
-        await until(lambda aborted=aborted: emulator.counters.aborted == aborted)  # type: ignore[misc]
+        await until(lambda aborted=aborted: emulator.counters.aborted == aborted)  # type: ignore[misc]  # a lambda's default has no type
         seen = emulator.counters.last_abort_monotonic
         assert seen is not None
         delays.append(seen - left)
@@ -353,7 +353,7 @@ async def test_a_stream_that_has_begun_is_not_cut_by_a_probe(provider: TypedProv
     emulator.timing.inter_token_s = 0.02
     stream = provider.stream(MESSAGES)
     await anext(stream)
-    (state,) = provider._transport._pool  # type: ignore[attr-defined]
+    (state,) = provider._transport._pool  # type: ignore[attr-defined]  # the test looks inside
     state.cut_waiting()
     assert [chunk async for chunk in stream][-1].finish_reason == "stop"
 
@@ -361,7 +361,7 @@ async def test_a_stream_that_has_begun_is_not_cut_by_a_probe(provider: TypedProv
 async def test_a_stream_that_has_not_begun_is_cut_by_a_probe(provider: TypedProvider, emulator: Emulator) -> None:
     emulator.timing.ttft_s = 30.0
     reading = asyncio.ensure_future(anext(provider.stream(MESSAGES)))
-    (state,) = provider._transport._pool  # type: ignore[attr-defined]
+    (state,) = provider._transport._pool  # type: ignore[attr-defined]  # the test looks inside
     await until(lambda: emulator.counters.in_flight)
     await asyncio.sleep(0.02)
     state.cut_waiting()
@@ -373,7 +373,7 @@ async def test_leaving_a_stream_early_is_seen_upstream(provider: TypedProvider, 
     emulator.timing.inter_token_s = 30.0
     stream = provider.stream(MESSAGES)
     assert (await anext(stream)).text
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()  # type: ignore[attr-defined]  # the test looks inside
     await until(lambda: emulator.counters.aborted == 1)
 
 

@@ -100,7 +100,7 @@ async def test_closing_cancels_a_stream_that_waits_to_be_pulled(ollama: OllamaEm
         router.close()
         with pytest.raises(memos_llm.ControlError, match="closed"):
             next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()  # type: ignore[attr-defined]  # a generator, typed as its iterator
         return told
 
     assert ends(await asyncio.to_thread(work)) == [Kind.CANCELLED] * 2

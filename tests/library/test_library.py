@@ -105,7 +105,7 @@ async def test_leaving_a_stream_early_cancels_it_upstream(pair: Pair) -> None:
     async with Router.open(pair.config) as router:
         stream = router.stream(QUESTION)
         await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()  # type: ignore[attr-defined]  # a generator, typed as its iterator
         await until(lambda: pair.ollama.counters.aborted == 1)
 
 

@@ -141,7 +141,7 @@ async def reset_on_the_next(connection: Connection) -> None:
 async def test_a_reused_connection_that_ends_before_any_byte_is_tried_once_more(
     client: AiohttpClient, play: object
 ) -> None:
-    async with RawServer(play, serve) as server:  # type: ignore[arg-type]
+    async with RawServer(play, serve) as server:  # type: ignore[arg-type]  # a script wider than its type
         assert await read_all(await post(client, server.url)) == b"first"
         assert await read_all(await post(client, server.url)) == b"hello"
         assert server.accepted == 2

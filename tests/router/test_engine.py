@@ -379,7 +379,7 @@ async def test_a_bug_of_ours_is_told_as_one_and_the_next_target_answers() -> Non
     async def broken(request: WireRequest) -> Any:
         raise KeyError("oops")
 
-    vllm.open = broken  # type: ignore[method-assign]
+    vllm.open = broken  # type: ignore[method-assign]  # the test breaks it on purpose
     assert await bench.run() == b"".join(STREAM)
     assert bench.end().outcome.kind is Kind.OK
     assert [e.part for e in bench.told.of(InternalError)] == ["engine"]
@@ -457,7 +457,7 @@ async def test_a_long_wait_in_vain_is_a_time_out_whoever_set_the_deadline(limit:
         clock.advance(30.0)
         return await slow(request)
 
-    bench.vllm.open = after_half_a_minute  # type: ignore[method-assign]
+    bench.vllm.open = after_half_a_minute  # type: ignore[method-assign]  # the test breaks it on purpose
     exchange = await bench.engine.open(
         replace(bench.call(stream=False), accepted_at=0.0, deadline=60.0, own_deadline=True)
     )
