@@ -5,7 +5,7 @@ No network and no waiting. `FakeTransport` is a real `Transport` whose answers a
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -82,6 +82,10 @@ class FakeReply:
         self.endpoint = transport.endpoint
         self._transport, self._steps, self._ended = transport, deque(steps), False
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {}
+
     async def read(self) -> bytes:
         while self._steps:
             step = self._steps.popleft()
@@ -129,7 +133,7 @@ class FakeTransport:
     def offer(self, model: str) -> Offer:
         return Offer(wires=self._wires, features=self._features, refused=self.refused)
 
-    def pick(self, model: str) -> str:
+    def pick(self, model: str, key: bytes = b"") -> str:
         if self.shut:
             raise AttemptFailed(Outcome(kind=Kind.SATURATED, code=BREAKER_OPEN))
         return self.endpoint
@@ -141,7 +145,7 @@ class FakeTransport:
             raise script
         return FakeReply(self, script)
 
-    async def fetch(self, path: str) -> bytes:
+    async def fetch(self, path: str, body: bytes | None = None) -> bytes:
         return b"{}"
 
     async def probe(self) -> Sequence[ProbeEnded]:

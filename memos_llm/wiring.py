@@ -17,7 +17,7 @@ from memos_llm.control.live import Live
 from memos_llm.core.events import Bus
 from memos_llm.core.flags import Flags, fresh
 from memos_llm.core.policy import Policy
-from memos_llm.core.ports import Clock, StateStore, Transport
+from memos_llm.core.ports import Clock, Routes, StateStore, Transport
 from memos_llm.core.version import VERSION
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.providers import open_transport
@@ -47,13 +47,21 @@ class Runtime:
         parts: AsyncExitStack,
     ) -> None:
         self.settings, self.bus, self.metrics, self.live = settings, bus, metrics, live
-        self.transports, self.prober, self.clock = transports, prober, clock
-        self._policy = settings.policy()
+        self.prober, self.clock = prober, clock
+        self._routes = Routes(settings.policy(), transports)
         self._parts = parts
-        self.engine = Engine(policy=self.policy, live=live, transports=transports, codecs=CODECS, bus=bus, clock=clock)
+        self.engine = Engine(routes=self.routes, live=live, codecs=CODECS, bus=bus, clock=clock)
+
+    def routes(self) -> Routes:
+        """The policy and the transports in force."""
+        return self._routes
 
     def policy(self) -> Policy:
-        return self._policy
+        return self._routes.policy
+
+    @property
+    def transports(self) -> Mapping[str, Transport]:
+        return self._routes.transports
 
     def start_probing(self) -> None:
         self.prober.start()

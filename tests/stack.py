@@ -15,8 +15,8 @@ from memos_llm.core.events import AttemptEnded, RequestEnded
 from memos_llm.core.flags import GLOBAL, PPM, Flags
 from memos_llm.emulators import OllamaEmulator, VllmEmulator
 from memos_llm.gateway import server
+from memos_llm.gateway.build import build_app
 from memos_llm.gateway.health import HealthBoard
-from memos_llm.gateway.serve import build_app
 from memos_llm.testing import Recorder
 from memos_llm.wiring import Runtime, open_runtime
 

@@ -21,6 +21,10 @@ class Wire(StrEnum):
     OPENAI_COMPLETION = "openai.completion"
     OLLAMA_CHAT = "ollama.chat"
     OLLAMA_GENERATE = "ollama.generate"
+    OPENAI_EMBEDDINGS = "openai.embeddings"
+    OLLAMA_EMBED = "ollama.embed"
+    OLLAMA_EMBEDDINGS = "ollama.embeddings"  # the older route, one prompt a call
+    PASSTHROUGH = "passthrough"  # any other route of the baseline: not read, not split
 
 
 class Operation(StrEnum):
@@ -37,6 +41,10 @@ OPERATIONS: Mapping[Wire, Operation] = {
     Wire.OPENAI_COMPLETION: Operation.TEXT_COMPLETION,
     Wire.OLLAMA_CHAT: Operation.CHAT,
     Wire.OLLAMA_GENERATE: Operation.TEXT_COMPLETION,
+    Wire.OPENAI_EMBEDDINGS: Operation.EMBEDDINGS,
+    Wire.OLLAMA_EMBED: Operation.EMBEDDINGS,
+    Wire.OLLAMA_EMBEDDINGS: Operation.EMBEDDINGS,
+    Wire.PASSTHROUGH: Operation.PASSTHROUGH,
 }
 
 
@@ -66,7 +74,16 @@ class Feature(IntFlag):
     SUFFIX = 64  # fill-in-middle
     AUDIO = 128
     UNMATCHED_TOOL_RESULT = 256  # a tool result that answers no call of the history
-    ALL = 511
+    TOKEN_IDS = 512  # a prompt or an input as token ids
+    ALL = 1023
+
+
+class Quirk(IntFlag):
+    """What a release of a back end needs otherwise than the current one; `providers.quirks` knows which."""
+
+    NONE = 0
+    OLD_REASONING = 1  # a history's reasoning is read as `reasoning_content` (vLLM to 0.11)
+    STRICT_LENGTH = 2  # prompt + max_tokens beyond the context is refused, not clamped (vLLM to 0.30)
 
 
 class Usage(Struct, frozen=True):
@@ -74,6 +91,14 @@ class Usage(Struct, frozen=True):
 
     input_tokens: int = 0
     output_tokens: int = 0
+
+
+class Passage(Struct, frozen=True):
+    """A request that is passed on unread: `target` is its path and query as the caller sent them."""
+
+    method: str
+    target: str
+    content_type: str = ""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -86,6 +111,8 @@ class Call(Struct, frozen=True, kw_only=True):
         accepted_at, deadline: seconds on the monotonic clock.
         own_deadline: the caller set the deadline; an attempt that it cuts short says nothing about the provider.
         override: a provider's name from an authorised per-request override.
+        typed: the answer is read by us (the library), so that any wire that carries more may be taken.
+        passage: what to pass on, for `Wire.PASSTHROUGH`.
     """
 
     id: str
@@ -101,6 +128,8 @@ class Call(Struct, frozen=True, kw_only=True):
     own_deadline: bool = False
     needs: Feature = Feature.NONE
     override: str | None = None
+    typed: bool = False
+    passage: Passage | None = None
 
     def __repr__(self) -> str:
         return f"Call(id={self.id!r})"
@@ -146,6 +175,11 @@ class WireRequest(Struct, frozen=True):
     """One request as a back end will receive it. `repr` leaves the body out.
 
     A codec fills it but for `id` (of this attempt) and `endpoint` (picked by the transport).
+
+    Attributes:
+        more: bodies of further requests that this call was taken apart into, to be sent one after the other; the
+            decoder sees each answer's bytes and then an `eof`.
+        passage: route and method instead of the wire's own, for `Wire.PASSTHROUGH`.
     """
 
     id: str
@@ -154,6 +188,8 @@ class WireRequest(Struct, frozen=True):
     body: bytes
     stream: bool
     endpoint: str = ""
+    more: tuple[bytes, ...] = ()
+    passage: Passage | None = None
 
     def __repr__(self) -> str:
         return f"WireRequest(id={self.id!r}, wire={self.wire.value!r})"

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from memos_llm.core.errors import Refused
-from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags, Latch, Scope
+from memos_llm.core.flags import COSINE_LIMIT, EMBEDDING, GLOBAL, PPM, Flags, Latch, Scope, Verification
 
 
 class Actor(Struct, frozen=True):
@@ -80,12 +80,14 @@ class Shift(Struct, frozen=True, kw_only=True):
     """Set the candidate's share of a scope.
 
     Of `*`: every component that follows the split gets it, their own shares are dropped (latched scopes and embeddings
-    excepted). Of a component: its own share until the next shift of `*`.
+    excepted). Of a component: its own share until the next shift of `*`. Of embeddings: 0 or 1, and 1 only once a
+    model's vectors were verified equal, or into a `new_index`.
     """
 
     provider: str
     share_ppm: int
     scope: str = GLOBAL
+    new_index: bool = False
     reason: str = ""
     name: str = "shift"
 
@@ -96,7 +98,8 @@ class Shift(Struct, frozen=True, kw_only=True):
         current = flags.scope(self.scope)
         before = flags.effective(self.scope)[1].share_ppm
         grown = current.epoch + (before != self.share_ppm)
-        scopes[self.scope] = replace(current, share_ppm=self.share_ppm, epoch=grown)
+        anew = self.new_index and self.share_ppm > 0
+        scopes[self.scope] = replace(current, share_ppm=self.share_ppm, epoch=grown, new_index=anew)
         return _next(flags, scopes)
 
     def dropped(self, flags: Flags) -> tuple[str, ...]:
@@ -115,16 +118,41 @@ class Shift(Struct, frozen=True, kw_only=True):
         if self.share_ppm == 0:
             return
         if self.scope == EMBEDDING:
-            raise Refused(
-                "embedding vectors of two back ends never mix: the share of embedding opens only "
-                "once the two models' vectors have been verified equal"
-            )
+            self._check_embedding(flags)
         for name in dict.fromkeys((self.scope, GLOBAL)):
             if flags.scope(name).latch is not None:
                 raise Refused(
                     f"{name} is latched after a rollback: no share above 0 until `llmctl rearm"
                     f"{'' if name == GLOBAL else f' --component {name}'}`"
                 )
+
+    def _check_embedding(self, flags: Flags) -> None:
+        if self.share_ppm != PPM:
+            raise Refused("the share of embedding is 0 or 1: vectors of two back ends never mix in one index")
+        if not flags.verified and not self.new_index:
+            raise Refused(
+                "embedding vectors of two back ends never mix: no model is verified yet; run `llmctl embeddings verify "
+                "MODEL --file TEXTS`, or give --new-index if the index is built anew"
+            )
+
+
+class Verify(Struct, frozen=True, kw_only=True):
+    """Record that a model's vectors are the same on both sides, or, without a proof, that they are not (any more)."""
+
+    provider: str
+    model: str
+    proof: Verification | None
+    scope: str = EMBEDDING
+    reason: str = ""
+    name: str = "verify"
+
+    def apply(self, flags: Flags, now: float) -> Flags:
+        if self.proof is not None and self.proof.cosine_min < COSINE_LIMIT:
+            raise Refused(f"{self.model}: a least cosine of {self.proof.cosine_min:g} is under {COSINE_LIMIT}")
+        verified = {name: proof for name, proof in flags.verified.items() if name != self.model}
+        if self.proof is not None:
+            verified[self.model] = self.proof
+        return replace(flags, revision=flags.revision + 1, verified=verified)
 
 
 class Rollback(Struct, frozen=True, kw_only=True):
@@ -149,7 +177,7 @@ class Rollback(Struct, frozen=True, kw_only=True):
         latch = scope.latch or Latch(
             provider=self.provider, since=now, incident=self.incident, holddown_until=now + self.holddown_s
         )
-        scopes[self.scope] = replace(scope, share_ppm=0, epoch=scope.epoch + 1, latch=latch)
+        scopes[self.scope] = replace(scope, share_ppm=0, epoch=scope.epoch + 1, latch=latch, new_index=False)
         return _next(flags, scopes)
 
 

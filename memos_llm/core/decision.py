@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from memos_llm.core.call import Feature, Target, Wire
+from memos_llm.core.call import Feature, Quirk, Target, Wire
 
 
 class Arm(StrEnum):
@@ -35,11 +35,15 @@ class Offer(Struct, frozen=True):
         wires: the byte formats it speaks for that model.
         refused: why it takes nothing at the moment (`down`, `breaker-open`), or None when it does. Such a target is
             diverted from; it keeps the arm.
+        context_tokens: the model's context length there, None when not known.
+        quirks: what its release needs otherwise.
     """
 
     wires: frozenset[Wire]
     features: Feature = Feature.ALL
     refused: str | None = None
+    context_tokens: int | None = None
+    quirks: Quirk = Quirk.NONE
 
 
 class Diversion(Struct, frozen=True):

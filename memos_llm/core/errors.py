@@ -20,9 +20,12 @@
 Messages may quote a back end to the *client* (`str(error)` of a request error never does; see `client_text`).
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from memos_llm.core.outcome import Kind, Outcome
+
+if TYPE_CHECKING:  # `import memos_llm` loads this module, and should load nothing more
+    from memos_llm.core.decision import Decision
 
 
 class LLMError(Exception):
@@ -37,6 +40,7 @@ class LLMError(Exception):
             them out and nothing logs them.
         client_body: the back end's whole error body when it is on the caller's wire, to be passed on unchanged.
         retry_after_s: when to try again, if known.
+        decision, attempts: where the call was to go, and how often it was tried; None and 0 when it never got there.
     """
 
     code: ClassVar[str] = "ERR_5100"
@@ -63,6 +67,8 @@ class LLMError(Exception):
         self.client_text = client_text
         self.client_body = client_body
         self.retry_after_s = retry_after_s
+        self.decision: Decision | None = None
+        self.attempts = 0
 
     @property
     def text(self) -> str:

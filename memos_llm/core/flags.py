@@ -29,17 +29,39 @@ class Latch(Struct, frozen=True):
     holddown_until: float
 
 
+class Verification(Struct, frozen=True, kw_only=True):
+    """Proof that two back ends' vectors of one model are the same: `llmctl embeddings verify` records it.
+
+    Attributes:
+        baseline, candidate: the model's own names there; another name is another pair and needs its own proof.
+        dimension: of the vectors of both. cosine_min: the least similarity over all texts, −1…1.
+        texts: how many were compared. at: Unix seconds.
+    """
+
+    baseline: str
+    candidate: str
+    dimension: int
+    cosine_min: float
+    texts: int
+    at: float
+
+
+COSINE_LIMIT = 0.999  # vectors at least this similar may stand in one index
+
+
 class Scope(Struct, frozen=True):
     """Share, epoch and latch of everything (`*`) or of one component.
 
     `share_ppm` is None for a component that follows `*` (it is listed for its epoch or latch only). `rearmed_at` is
     when its last latch was lifted (Unix time in seconds, 0 for never): evidence older than that latches it no more.
+    `new_index` is of embeddings alone: the index is built anew, so that unverified models move too.
     """
 
     share_ppm: int | None = None
     epoch: int = 0
     latch: Latch | None = None
     rearmed_at: float = 0.0
+    new_index: bool = False
 
 
 class Flags(Struct, frozen=True, kw_only=True):
@@ -49,6 +71,7 @@ class Flags(Struct, frozen=True, kw_only=True):
         installation: random id of the store; another one means another (or a recreated) store.
         salt: random per installation (hex); unchanged by share, step, plan or retry, so keys keep their slots.
         scopes: always holds `*`.
+        verified: logical embedding model → the proof that its vectors are the same on both sides.
     """
 
     schema: int = SCHEMA
@@ -56,6 +79,7 @@ class Flags(Struct, frozen=True, kw_only=True):
     revision: int
     salt: str
     scopes: Mapping[str, Scope]
+    verified: Mapping[str, Verification] = {}
 
     def scope(self, name: str) -> Scope:
         return self.scopes.get(name, Scope())
@@ -63,6 +87,11 @@ class Flags(Struct, frozen=True, kw_only=True):
     def share_ppm(self, component: str) -> int:
         """The candidate's share of one component's traffic, latches applied."""
         return self.effective(component)[1].share_ppm or 0
+
+    def proof(self, model: str, baseline: str, candidate: str) -> Verification | None:
+        """The proof that a logical model's vectors are the same under these two names of it."""
+        proof = self.verified.get(model)
+        return proof if proof and (proof.baseline, proof.candidate) == (baseline, candidate) else None
 
     def effective(self, component: str) -> tuple[str, Scope]:
         """The scope that speaks for a component, and what it says; a latch makes the share 0."""

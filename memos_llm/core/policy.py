@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from memos_llm.core.call import ModelSettings, Operation, Target
 from memos_llm.core.catalogue import Catalogue
+from memos_llm.core.flags import EMBEDDING
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class ProviderSpec(Struct, frozen=True, kw_only=True):
 
 
 DEFAULT_COMPONENT = "default"
+DEFAULT_COMPONENTS: Mapping[Operation, str] = {Operation.EMBEDDINGS: EMBEDDING}
 FOLLOW_SHARE = "share"  # the value of routing.components that follows the split
 
 
@@ -90,12 +92,12 @@ class Policy(Struct, frozen=True, kw_only=True):
     rules: tuple[ComponentRule, ...] = ()
 
     def component(self, model: str, operation: Operation) -> str:
-        """The component of a call that names none: the first rule that fits, else `default`."""
+        """The component of a call that names none: the first rule that fits, else the operation's, else `default`."""
         for rule in self.rules:
             fits = rule.operation in (None, operation)
             if fits and (rule.model is None or fnmatchcase(model.lower(), rule.model.lower())):
                 return rule.component
-        return DEFAULT_COMPONENT
+        return DEFAULT_COMPONENTS.get(operation, DEFAULT_COMPONENT)
 
     def unmapped(self, provider: str, name: str) -> Target:
         """Where a call for a model goes that the catalogue does not know: its name stays as spelt."""

@@ -5,7 +5,7 @@ Cancelling the task that awaits one of these cancels the work upstream.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Protocol, Unpack, runtime_checkable
+from typing import NamedTuple, Protocol, Unpack, runtime_checkable
 
 from msgspec import Struct
 
@@ -14,16 +14,25 @@ from memos_llm.core.commands import Actor, Audit, Command, Incident
 from memos_llm.core.decision import Decision, Offer
 from memos_llm.core.events import ProbeEnded
 from memos_llm.core.flags import Flags
+from memos_llm.core.policy import Policy
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
 
 Clock = Callable[[], float]
 
 
 class Reply(Protocol):
-    """Bytes of one wire from one endpoint; the status was checked, so this is an answer and not an error."""
+    """Bytes of one wire from one endpoint; the status was checked, so this is an answer and not an error.
+
+    Only the reply to a passage has any status.
+    """
 
     status: int
     endpoint: str
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The back end's; case-insensitive."""
+        ...
 
     async def read(self) -> bytes:
         """The next bytes as they came; `b""` at the end.
@@ -83,9 +92,10 @@ class Transport(Protocol):
         """What it can do with one of its own model names now. No I/O, called for every request."""
         ...
 
-    def pick(self, model: str) -> str:
+    def pick(self, model: str, key: bytes = b"") -> str:
         """The endpoint that the next request for a model should go to. No I/O; what befalls the request there is
-        told by `AttemptEnded.endpoint`, time-outs included.
+        told by `AttemptEnded.endpoint`, time-outs included. Calls of one split `key` stay on one replica while it is
+        not busier than the others (its prefix cache knows the conversation).
 
         Raises:
             AttemptFailed: `saturated` when every endpoint's breaker is open and takes no trial.
@@ -100,8 +110,9 @@ class Transport(Protocol):
         """
         ...
 
-    async def fetch(self, path: str) -> bytes:
-        """GET a metadata document (`/api/tags`, `/v1/models`, …) from a live endpoint; bounded in bytes and time.
+    async def fetch(self, path: str, body: bytes | None = None) -> bytes:
+        """GET a metadata document (`/api/tags`, `/v1/models`, …) from a live endpoint, or POST for one
+        (`/api/show`); bounded in bytes and time.
 
         Raises:
             AttemptFailed: as `open`.
@@ -159,7 +170,8 @@ class LLMProvider(Protocol):
 class Decoder(Protocol):
     """Sans-IO, one per attempt: back-end bytes in (cut anywhere), whole frames on the caller's wire out.
 
-    A non-streaming answer is one frame, delivered by `eof` (CONTENT | FINISH | END, USAGE if reported).
+    `eof` comes once for every request that the codec made of the call; the last one ends the answer. A non-streaming
+    answer is one frame, delivered by `eof` (CONTENT | FINISH | END, USAGE if reported).
     """
 
     def feed(self, chunk: bytes) -> Sequence[Frame]:
@@ -178,8 +190,9 @@ class Decoder(Protocol):
 class Codec(Protocol):
     """From one client wire to one back-end wire and back. Stateless; rules are tables."""
 
-    def request(self, call: Call, target: Target) -> tuple[WireRequest, tuple[str, ...]]:
-        """The back end's request, and warnings (what was approximated, dropped or repaired).
+    def request(self, call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tuple[str, ...]]:
+        """The back end's request, and warnings (what was approximated, dropped or repaired). `offer` is what the
+        target offers now: its context length and its release's quirks.
 
         Raises:
             AttemptFailed: `client`, when the caller's body cannot be understood.
@@ -205,6 +218,12 @@ class Exchange(Protocol):
     attempts: int
     stream: bool
     warnings: tuple[str, ...]
+    status: int
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The back end's; of use for a passage only."""
+        ...
 
     async def next(self) -> Frame | None:
         """The next frame, None after the last.
@@ -217,6 +236,13 @@ class Exchange(Protocol):
     async def aclose(self) -> None:
         """Before the end: the caller has left; upstream is cancelled at once."""
         ...
+
+
+class Routes(NamedTuple):
+    """What a call needs of the configuration: read once per call, swapped as a whole when the file changes."""
+
+    policy: Policy
+    transports: Mapping[str, Transport]
 
 
 class Engine(Protocol):

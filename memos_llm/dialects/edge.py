@@ -17,7 +17,14 @@ from msgspec import Raw, Struct
 from memos_llm.core.call import Feature, Wire
 from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound
 from memos_llm.dialects.jsons import decode_as, decode_optional, go_json
-from memos_llm.dialects.needs import chat_needs, generate_needs, openai_needs
+from memos_llm.dialects.needs import (
+    chat_needs,
+    completion_needs,
+    embed_needs,
+    generate_needs,
+    openai_embeddings_needs,
+    openai_needs,
+)
 
 T = TypeVar("T")
 
@@ -48,13 +55,13 @@ class Dialect(Struct, frozen=True, kw_only=True):
     """One client wire.
 
     Attributes:
-        streams: whether an answer streams when the request does not say.
+        streams: whether an answer streams when the request does not say; None: it never does.
         folds: whether the back end's JSON reader ignores the case of keys.
         unnamed: what a request without a model is told, and how.
     """
 
     wire: Wire
-    streams: bool
+    streams: bool | None
     folds: bool
     stream_type: bytes
     json_type: bytes
@@ -75,12 +82,12 @@ class Dialect(Struct, frozen=True, kw_only=True):
         if not model:
             raise type(self.unnamed)(self.unnamed.message)
         needs = self.needs(head)
-        stream = _read(head, "stream", bool)
+        stream = None if self.streams is None else _read(head, "stream", bool)
         metadata = _metadata(head)
         return Parsed(
             head=head,
             model=model,
-            stream=(self.streams if stream is None else stream) and not needs & UNSTREAMED,
+            stream=bool(self.streams if stream is None else stream) and not needs & UNSTREAMED,
             needs=needs,
             named_key=_named_key(head),
             component=_text(metadata.get("component")),
@@ -285,10 +292,13 @@ def _ollama_event(error: LLMError) -> bytes:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _openai(wire: Wire, needs: Callable[[Mapping[str, Raw]], Feature]) -> Dialect:
+Needs = Callable[[Mapping[str, Raw]], Feature]
+
+
+def _openai(wire: Wire, needs: Needs, *, streams: bool | None = False) -> Dialect:
     return Dialect(
         wire=wire,
-        streams=False,
+        streams=streams,
         folds=False,
         stream_type=b"text/event-stream; charset=utf-8",
         json_type=b"application/json",
@@ -300,10 +310,10 @@ def _openai(wire: Wire, needs: Callable[[Mapping[str, Raw]], Feature]) -> Dialec
     )
 
 
-def _ollama(wire: Wire, needs: Callable[[Mapping[str, Raw]], Feature], unnamed: LLMError) -> Dialect:
+def _ollama(wire: Wire, needs: Needs, unnamed: LLMError, *, streams: bool | None = True) -> Dialect:
     return Dialect(
         wire=wire,
-        streams=True,
+        streams=streams,
         folds=True,
         stream_type=b"application/x-ndjson",
         json_type=b"application/json; charset=utf-8",
@@ -317,8 +327,11 @@ def _ollama(wire: Wire, needs: Callable[[Mapping[str, Raw]], Feature], unnamed: 
 
 DIALECTS: Mapping[Wire, Dialect] = {
     Wire.OPENAI_CHAT: _openai(Wire.OPENAI_CHAT, openai_needs),
-    Wire.OPENAI_COMPLETION: _openai(Wire.OPENAI_COMPLETION, openai_needs),
+    Wire.OPENAI_COMPLETION: _openai(Wire.OPENAI_COMPLETION, completion_needs),
+    Wire.OPENAI_EMBEDDINGS: _openai(Wire.OPENAI_EMBEDDINGS, openai_embeddings_needs, streams=None),
     Wire.OLLAMA_CHAT: _ollama(Wire.OLLAMA_CHAT, chat_needs, BadRequest("model is required")),
     Wire.OLLAMA_GENERATE: _ollama(Wire.OLLAMA_GENERATE, generate_needs, ModelNotFound("model '' not found")),
+    Wire.OLLAMA_EMBED: _ollama(Wire.OLLAMA_EMBED, embed_needs, ModelNotFound("model '' not found"), streams=None),
+    Wire.OLLAMA_EMBEDDINGS: _ollama(Wire.OLLAMA_EMBEDDINGS, embed_needs, BadRequest("model is required"), streams=None),
 }
 """Every wire that a client may speak."""

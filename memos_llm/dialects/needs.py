@@ -28,6 +28,27 @@ def openai_needs(head: Mapping[str, Raw]) -> Feature:
     return _many_stops(_decoded(head, "stop", list[Any]))
 
 
+def completion_needs(head: Mapping[str, Raw]) -> Feature:
+    suffix = Feature.SUFFIX if _given(head, "suffix") else Feature.NONE
+    return openai_needs(head) | _token_ids(head, "prompt") | suffix
+
+
+def openai_embeddings_needs(head: Mapping[str, Raw]) -> Feature:
+    return _token_ids(head, "input")
+
+
+def embed_needs(head: Mapping[str, Raw]) -> Feature:
+    """Of Ollama's /api/embed and /api/embeddings: without anything to embed they load the model."""
+    given = any(_given(head, key) and bytes(head[key]) != b'[""]' for key in ("input", "prompt"))
+    return Feature.NONE if given else Feature.LOAD
+
+
+def _token_ids(head: Mapping[str, Raw], key: str) -> Feature:
+    """A list of numbers, or of lists of numbers."""
+    first = bytes(head.get(key, b"")).lstrip(b"[ \t\r\n")[:1]
+    return Feature.TOKEN_IDS if first in (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9") else Feature.NONE
+
+
 def chat_needs(head: Mapping[str, Raw]) -> Feature:
     """Of Ollama's /api/chat."""
     needs = _options_needs(head)

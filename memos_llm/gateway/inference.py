@@ -32,8 +32,12 @@ from memos_llm.gateway.paths import Place
 
 WIRES: Mapping[str, Wire] = {
     "/v1/chat/completions": Wire.OPENAI_CHAT,
+    "/v1/completions": Wire.OPENAI_COMPLETION,
+    "/v1/embeddings": Wire.OPENAI_EMBEDDINGS,
     "/api/chat": Wire.OLLAMA_CHAT,
     "/api/generate": Wire.OLLAMA_GENERATE,
+    "/api/embed": Wire.OLLAMA_EMBED,
+    "/api/embeddings": Wire.OLLAMA_EMBEDDINGS,
 }
 
 

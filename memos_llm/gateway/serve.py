@@ -2,33 +2,14 @@
 
 import gc
 import socket
-import time
 from collections.abc import Callable
 
 from memos_llm.config import Settings
 from memos_llm.core.events import ProbeEnded
 from memos_llm.gateway import server
-from memos_llm.gateway.app import App
+from memos_llm.gateway.build import build_app
 from memos_llm.gateway.health import HealthBoard
-from memos_llm.gateway.inference import Inference
-from memos_llm.gateway.meta import Meta
-from memos_llm.wiring import Runtime, open_runtime
-
-
-def build_app(runtime: Runtime, health: HealthBoard) -> App:
-    """The ASGI application over an open runtime."""
-    gateway = runtime.settings.gateway
-    inference = Inference(
-        runtime.engine,
-        runtime.policy,
-        runtime.bus,
-        runtime.clock,
-        max_concurrency=gateway.max_concurrency,
-        max_body_bytes=gateway.max_body_bytes,
-        body_timeout_s=gateway.body_timeout_s,
-    )
-    meta = Meta(runtime.policy, lambda: runtime.transports[runtime.policy().baseline], time.time())
-    return App(inference, meta, health, runtime.metrics.render)
+from memos_llm.wiring import open_runtime
 
 
 async def serve(

@@ -204,6 +204,8 @@ class Pool:
         A configured list is binding, a discovered one is not.
         """
         name = self._canonical(model)
+        if not name:  # a passage that names none
+            return tuple(self)
         states = [state for state in self if not state.configured or name in state.configured]
         sure = [state for state in states if state.configured or (state.served and name in state.served)]
         unknown = [state for state in states if state.served is None]

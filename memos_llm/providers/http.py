@@ -10,7 +10,7 @@ from random import Random
 
 from msgspec import Struct
 
-from memos_llm.core.call import Feature, Wire, WireRequest
+from memos_llm.core.call import Feature, Passage, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import Bus, ProbeEnded
@@ -53,6 +53,10 @@ class HttpReply:
         self.status = raw.status
         self.endpoint = lease.state.url
         self._committed, self._downs = False, lease.state.downs
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._raw.headers
 
     def committed(self) -> None:
         self._committed = True
@@ -98,7 +102,7 @@ class HttpTransport:
         if spec.api_key:
             self._headers["Authorization"] = f"Bearer {spec.api_key}"
         self._post = {**self._headers, "Content-Type": "application/json"}
-        wires = frozenset(profile.paths)
+        wires = frozenset((*profile.paths, Wire.PASSTHROUGH))
         self._offers = {why: Offer(wires, profile.features, why) for why in (None, DOWN, BREAKER_OPEN)}
         self._nothing = Offer(frozenset(), Feature.NONE)
 
@@ -106,11 +110,13 @@ class HttpTransport:
         serving = self._pool.serving(model)
         return self._offers[self._pool.refusal(serving)] if serving else self._nothing
 
-    def pick(self, model: str) -> str:
+    def pick(self, model: str, key: bytes = b"") -> str:
         return self._pool.pick(model).url
 
     async def open(self, request: WireRequest) -> HttpReply:
         state = self._pool.find(request.endpoint or self.pick(request.model))
+        if request.passage is not None:
+            return await self._pass(state, request, request.passage)
         url = self._urls.get((state.url, request.wire))
         if url is None:
             raise AttemptFailed(Outcome(kind=Kind.CONFIG, code="wire"))
@@ -122,12 +128,25 @@ class HttpTransport:
             raise
         return HttpReply(raw, lease, self._clock)
 
-    async def fetch(self, path: str) -> bytes:
+    async def _pass(self, state: EndpointState, request: WireRequest, passage: Passage) -> HttpReply:
+        """What is not read has any status: the answer is the caller's as it is."""
+        headers = {**self._headers, "X-Request-Id": request.id}
+        if passage.content_type:
+            headers["Content-Type"] = passage.content_type
+        lease = state.begin()
+        try:
+            raw = await self._send(state, passage.method, state.url + passage.target, headers, request.body)
+        except BaseException:  # raised again: as in `open`
+            lease.end()
+            raise
+        return HttpReply(raw, lease, self._clock)
+
+    async def fetch(self, path: str, body: bytes | None = None) -> bytes:
         live = [state for state in self._pool if state.up is not False]
         state = min(live or self._pool, key=lambda state: state.in_flight)
         try:
             async with asyncio.timeout(DOCUMENT_S):
-                return await self._get(state, path)
+                return await self._get(state, path, body)
         except TimeoutError:
             raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="document")) from None
 
@@ -149,8 +168,10 @@ class HttpTransport:
             version=found.version,
         )
 
-    async def _get(self, state: EndpointState, path: str) -> bytes:
-        raw = await self._answer(state, "GET", state.url + path, self._headers, b"")
+    async def _get(self, state: EndpointState, path: str, body: bytes | None = None) -> bytes:
+        """A document; POSTed for, if there is a body."""
+        method, headers = ("GET", self._headers) if body is None else ("POST", self._post)
+        raw = await self._answer(state, method, state.url + path, headers, body or b"")
         try:
             return await _read_all(raw, MAX_DOCUMENT_BYTES)
         finally:

@@ -176,11 +176,12 @@ class TypedProvider:
             return b"".join([frame.data async for frame in frames])
 
     async def _frames(self, call: Call, progress: _Progress) -> AsyncGenerator[Frame, None]:
-        codec = self._codecs.find(call, self._transport.offer(call.model))
+        offer = self._transport.offer(call.model)
+        codec = self._codecs.find(call, offer)
         if codec is None:
             raise NotOffered(f"{self.name!r} cannot do this call for {call.model!r}", provider=self.name)
         target = Target(self.name, call.model)
-        request, _ = codec.request(call, target)
+        request, _ = codec.request(call, target, offer)
         decoder = codec.decoder(call, target)
         limits = self._limits
         reply = progress.reply = await _within(limits.total_s, "total", self._transport.open(request))

@@ -52,7 +52,11 @@ def _version(body: bytes) -> str:
 
 
 PROFILE = Profile(
-    paths={Wire.OPENAI_CHAT: "/v1/chat/completions", Wire.OPENAI_COMPLETION: "/v1/completions"},
+    paths={
+        Wire.OPENAI_CHAT: "/v1/chat/completions",
+        Wire.OPENAI_COMPLETION: "/v1/completions",
+        Wire.OPENAI_EMBEDDINGS: "/v1/embeddings",
+    },
     features=Feature.ALL & ~LACKS,
     canonical=str,
     ask=ask,

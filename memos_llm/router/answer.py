@@ -1,8 +1,10 @@
 """A committed answer: its frames, and exactly one end."""
 
+from collections.abc import Mapping
+
 from memos_llm.core.call import Frame, Usage
 from memos_llm.core.errors import AttemptFailed, StreamBroken
-from memos_llm.core.outcome import OK, Outcome
+from memos_llm.core.outcome import OK, Kind, Outcome
 from memos_llm.router.attempt import Attempt
 from memos_llm.router.run import CANCELLED, Run
 
@@ -13,6 +15,7 @@ class Answer:
     def __init__(self, run: Run, attempt: Attempt, frames: list[Frame]) -> None:
         self.decision, self.served, self.attempts = run.decision, run.served, run.attempts
         self.warnings, self.stream = attempt.warnings, run.call.stream
+        self.status = attempt.status
         self._run, self._attempt = run, attempt
         self._ready: Frame | None = Frame.joined(frames)
         self._idle_s = run.policy.limits(run.served.provider).idle_s
@@ -30,7 +33,12 @@ class Answer:
 
     async def aclose(self) -> None:
         """Harmless at the end; before it, upstream is cancelled at once."""
-        await self._close(OK if self._attempt.complete else CANCELLED)
+        await self._close(self._verdict() if self._attempt.complete else CANCELLED)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The back end's."""
+        return self._attempt.headers
 
     @property
     def usage(self) -> Usage | None:
@@ -52,7 +60,7 @@ class Answer:
             await self.aclose()
             raise
         if not frames:
-            await self._close(OK)
+            await self._close(self._verdict())
             return None
         return Frame.joined(frames)
 
@@ -63,6 +71,12 @@ class Answer:
         self._run.attempt_ended(self._attempt, outcome)
         self._run.end(self._attempt.outcome or outcome, self._attempt)
         await self._attempt.aclose()
+
+    def _verdict(self) -> Outcome:
+        """A passage is answered with whatever status the back end gave; the others have none but success."""
+        if self.status < 400:
+            return OK
+        return Outcome(kind=Kind.SERVER if self.status >= 500 else Kind.CLIENT, status=self.status, code="status")
 
     def _broken(self, failure: AttemptFailed) -> StreamBroken:
         return StreamBroken(

@@ -6,11 +6,12 @@ commit point every failure is an `AttemptFailed` and the chain may go on; after 
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from memos_llm.core.call import Call, Frame, Part, Target, Usage, WireRequest
+from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Clock, Codec, Decoder, Reply, Transport
@@ -26,7 +27,9 @@ COMMITS = CONTENT | FINISH
 class Attempt:
     """One try. Use `commit()` once, then `more()` until it returns an empty frame list, and `aclose()` always."""
 
-    def __init__(self, call: Call, step: Try, transport: Transport, endpoint: str, codec: Codec, clock: Clock) -> None:
+    def __init__(
+        self, call: Call, step: Try, transport: Transport, endpoint: str, codec: Codec, offer: Offer, clock: Clock
+    ) -> None:
         self.target: Target = step.target
         self.endpoint = endpoint
         self.outcome: Outcome | None = None  # set when its end is told, which happens once
@@ -38,9 +41,12 @@ class Attempt:
         self.complete = False  # the terminal marker was seen: whatever happens now, the caller has a whole answer
         self._finished = False
         self._eof = False
-        self._call, self._step, self._transport, self._codec, self._clock = call, step, transport, codec, clock
+        self._call, self._step, self._transport, self._clock = call, step, transport, clock
+        self._codec, self._offer = codec, offer
         self.started_at = clock()
         self._reply: Reply | None = None
+        self._to_come: list[WireRequest] = []  # of a call that was taken apart
+        self._between: list[Frame] = []  # what ended an answer of such a call, to be delivered with the next bytes
         self._decoder: Decoder | None = None
         self._idle: IdleWatch | None = None
 
@@ -76,6 +82,15 @@ class Attempt:
                 return frames
         return ()
 
+    @property
+    def status(self) -> int:
+        return 200 if self._reply is None else self._reply.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The back end's."""
+        return {} if self._reply is None else self._reply.headers
+
     def pass_on(self) -> None:
         """Its unfinished answer goes to the caller as it is."""
         self.warnings = (*self.warnings, "passed-on:unfinished")
@@ -94,8 +109,11 @@ class Attempt:
             await self._reply.aclose()
 
     async def _until_committed(self, request_id: str) -> list[Frame]:
-        request, self.warnings = self._codec.request(self._call, self.target)
-        await self._send(request, request_id)
+        request, self.warnings = self._codec.request(self._call, self.target, self._offer)
+        request = replace(request, id=request_id, endpoint=self.endpoint)
+        self._to_come = [replace(request, body=body, more=(), id=f"{request_id}.{n}") for n, body in _further(request)]
+        self._decoder = self._codec.decoder(self._call, self.target)
+        await self._send(request)
         held: list[Frame] = []
         size = 0
         while not self._eof:
@@ -108,10 +126,9 @@ class Attempt:
                 raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="endless-preamble"))
         return held
 
-    async def _send(self, request: WireRequest, request_id: str) -> None:
-        self._decoder = self._codec.decoder(self._call, self.target)
+    async def _send(self, request: WireRequest) -> None:
         try:
-            self._reply = await self._transport.open(replace(request, id=request_id, endpoint=self.endpoint))
+            self._reply = await self._transport.open(request)
         except AttemptFailed as error:
             if request.wire is not self._call.wire:  # an error body of another wire is nothing for this caller
                 error.client_body = b""
@@ -139,15 +156,30 @@ class Attempt:
 
     def _read(self) -> Awaitable[bytes]:
         assert self._reply is not None
-        return self._reply.read()
+        return self._reply.read() if not self._to_come else self._read_on()
+
+    async def _read_on(self) -> bytes:
+        """The next bytes of a call that was taken apart: where one answer ends, the next request is sent."""
+        assert self._reply is not None
+        while not (chunk := await self._reply.read()) and self._to_come:
+            self._between = [*self._between, *self._decoder_eof()]
+            await self._reply.aclose()
+            await self._send(self._to_come.pop(0))
+            if self.first_content_at is not None:
+                self._reply.committed()
+        return chunk
+
+    def _decoder_eof(self) -> Sequence[Frame]:
+        assert self._decoder is not None
+        return self._decoder.eof()
 
     def _decoded(self, chunk: bytes) -> Sequence[Frame]:
         assert self._decoder is not None
-        if chunk:
-            frames = self._decoder.feed(chunk)
-        else:
-            frames = self._decoder.eof()
+        frames = self._decoder.feed(chunk) if chunk else self._decoder_eof()
+        if not chunk:
             self._eof = self.complete = True
+        if self._between:
+            frames, self._between = [*self._between, *frames], []
         for frame in frames:
             self._note(frame)
         return frames
@@ -163,3 +195,7 @@ class Attempt:
             self.complete = True
         if frame.usage is not None:
             self.usage = frame.usage
+
+
+def _further(request: WireRequest) -> Iterator[tuple[int, bytes]]:
+    return enumerate(request.more, 2)

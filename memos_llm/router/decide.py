@@ -1,16 +1,19 @@
 """Where a call goes and why: a pure function of (call, flags, policy, offers).
 
 Precedence, highest first: authorised override, latch, missing capability, component pin, component share, global
-share, baseline. *Assign first, then divert*: a provider that refuses at the moment keeps its arm and is passed over.
+share, baseline. What is passed through unread goes to the baseline. *Assign first, then divert*: a provider that
+refuses at the moment keeps its arm and is passed over.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from memos_llm.core.call import Call, Target
+from msgspec.structs import replace
+
+from memos_llm.core.call import Call, Operation, Target
 from memos_llm.core.catalogue import Model
 from memos_llm.core.decision import Arm, Decision, Diversion, Offer, Reason
 from memos_llm.core.errors import NotOffered
-from memos_llm.core.flags import Flags, Scope
+from memos_llm.core.flags import EMBEDDING, PPM, Flags, Scope
 from memos_llm.core.policy import Policy
 from memos_llm.router.split import in_share
 
@@ -34,7 +37,8 @@ def decide(
         NotOffered: no target in the chain can do what the call asks for.
     """
     model = policy.catalogue.resolve(call.model)
-    name, scope = flags.effective(call.component)
+    operation = call.operation
+    name, scope = flags.effective(EMBEDDING if operation is Operation.EMBEDDINGS else call.component)
 
     asked: dict[tuple[str, str], Offer | None] = {}  # each target is asked once
 
@@ -46,15 +50,20 @@ def decide(
             asked[place] = offer if offer is not None and carries(call, offer) else None
         return asked[place]
 
-    provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, model, offered))
-    arm = Arm.CANDIDATE if provider == policy.candidate else Arm.BASELINE
-    known = {} if chains is None else chains
-    chain = [t for t in _chain(provider, call, model, policy, bool(scope.share_ppm), known) if offered(t) is not None]
-    if not chain:
+    if operation is Operation.PASSTHROUGH:
+        provider, reason = policy.baseline, Reason.PASSTHROUGH
+        chain: Iterable[Target] = _passage(call, model, policy)
+    elif operation is Operation.EMBEDDINGS:
+        provider, reason = _assign_vectors(call, flags, policy, scope, model, lambda p: _missing(p, model, offered))
+        chain = _vector_chain(provider, call, flags, policy, model)
+    else:
+        provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, model, offered))
+        chain = _chain(provider, call, model, policy, bool(scope.share_ppm), {} if chains is None else chains)
+    targets, diverted = _divert([target for target in chain if offered(target) is not None], offered)
+    if not targets:
         raise NotOffered(f"no configured provider offers what this {call.wire.value} call for {call.model!r} needs")
-    targets, diverted = _divert(chain, offered)
     return Decision(
-        arm=arm,
+        arm=Arm.CANDIDATE if provider == policy.candidate else Arm.BASELINE,
         targets=targets,
         reason=Reason.DIVERTED if diverted else reason,
         scope=name,
@@ -88,6 +97,52 @@ def _missing(provider: str, model: Model | None, offered: Offers) -> Reason | No
     if target is None:
         return Reason.UNMAPPED_MODEL
     return Reason.NOT_OFFERED if offered(target) is None else None
+
+
+# Embeddings: vectors of two back ends never mix, so that a model moves as a whole, and only once it is proven equal.
+
+
+def _assign_vectors(
+    call: Call,
+    flags: Flags,
+    policy: Policy,
+    scope: Scope,
+    model: Model | None,
+    missing: Callable[[str], Reason | None],
+) -> tuple[str, Reason]:
+    pinned = policy.pins.get(call.component) or policy.pins.get(EMBEDDING)
+    moving = scope.share_ppm == PPM and pinned is None and scope.latch is None and call.override is None
+    if not moving:
+        pins = {call.component: pinned} if pinned else {}
+        return _assign(call, flags, replace(policy, pins=pins), replace(scope, share_ppm=0), missing)
+    assigned, reason = _assign(call, flags, replace(policy, pins={}), scope, missing)
+    if assigned == policy.candidate and not scope.new_index and not _proven(model, flags, policy):
+        return policy.baseline, Reason.EMBEDDINGS_UNVERIFIED
+    return assigned, reason
+
+
+def _proven(model: Model | None, flags: Flags, policy: Policy) -> bool:
+    """Whether the model's vectors are known to be the same on baseline and candidate."""
+    if model is None or policy.candidate is None:
+        return False
+    here, there = model.on.get(policy.baseline), model.on.get(policy.candidate)
+    return here is not None and there is not None and flags.proof(model.name, here.name, there.name) is not None
+
+
+def _vector_chain(assigned: str, call: Call, flags: Flags, policy: Policy, model: Model | None) -> Iterable[Target]:
+    """One target; where the vectors are proven equal the other side may answer for it, if it is a fallback."""
+    if model is None:
+        return (policy.unmapped(assigned, call.model),)
+    pair = (policy.baseline, policy.candidate)
+    equal = assigned in pair and _proven(model, flags, policy)
+    others = (p for p in policy.fallback if equal and p in pair and (p == policy.baseline or p == assigned))
+    return tuple(_distinct(model.target(provider) for provider in (assigned, *others)))
+
+
+def _passage(call: Call, model: Model | None, policy: Policy) -> Iterable[Target]:
+    """What is not read goes to the baseline only."""
+    known = model.target(policy.baseline) if model else None
+    return (known or policy.unmapped(policy.baseline, call.model),)
 
 
 def _chain(

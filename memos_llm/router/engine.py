@@ -3,7 +3,7 @@
 Nothing here knows a dialect: errors are raised and the edge renders them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from memos_llm.core.call import Call, Target
 from memos_llm.core.decision import Decision, Offer
@@ -11,7 +11,7 @@ from memos_llm.core.errors import LLMError
 from memos_llm.core.events import Bus, KeyConcentrated
 from memos_llm.core.flags import Flags
 from memos_llm.core.policy import Policy
-from memos_llm.core.ports import Clock, Codecs, LiveFlags, Transport
+from memos_llm.core.ports import Clock, Codecs, LiveFlags, Routes
 from memos_llm.router import split
 from memos_llm.router.answer import Answer
 from memos_llm.router.chain import RetryBudget
@@ -23,20 +23,18 @@ WATCH_EVERY = 8  # a key that carries a fifth of the traffic shows in a part of 
 
 
 class Engine:
-    """Runs calls. One per process; `policy` is read once per call, so that a reload never splits one."""
+    """Runs calls. One per process; `routes` are read once per call, so that a reload never splits one."""
 
     def __init__(
         self,
         *,
-        policy: Callable[[], Policy],
+        routes: Callable[[], Routes],
         live: LiveFlags,
-        transports: Mapping[str, Transport],
         codecs: Codecs,
         bus: Bus,
         clock: Clock,
     ) -> None:
-        self.policy, self.live, self.codecs, self.bus, self.clock = policy, live, codecs, bus, clock
-        self.transports = transports
+        self.routes, self.live, self.codecs, self.bus, self.clock = routes, live, codecs, bus, clock
         self.budget = RetryBudget()
         self._concentration = Concentration()
         self._requests = 0
@@ -49,7 +47,7 @@ class Engine:
         Raises:
             NotOffered: no provider can do what it asks for.
         """
-        return self._decide(call, self.live.current(), self.policy())
+        return self._decide(call, self.live.current(), self.routes())
 
     async def open(self, call: Call) -> Answer:
         """Run the chain to the commit point. The answer must be read to its end or closed.
@@ -57,32 +55,34 @@ class Engine:
         Raises:
             LLMError: no target answered, or the request itself was refused.
         """
-        flags, policy = self.live.current(), self.policy()
-        decision = self._decide(call, flags, policy)
+        flags, routes = self.live.current(), self.routes()
+        decision = self._decide(call, flags, routes)
         self._requests += 1
-        if policy.candidate is not None and self._requests % WATCH_EVERY == 0:
+        if routes.policy.candidate is not None and self._requests % WATCH_EVERY == 0:
             self._watch(call, flags)
-        run = Run(call, decision, policy, self.transports, self.codecs, self.bus, self.clock, self.budget)
+        run = Run(call, decision, routes, self.codecs, self.bus, self.clock, self.budget)
         try:
             return Answer(run, *await run.commit())
         except BaseException as error:  # raised again: every request that started is told to have ended
             run.end(run.failed if isinstance(error, LLMError) else CANCELLED)
             raise
 
-    def _decide(self, call: Call, flags: Flags, policy: Policy) -> Decision:
+    def _decide(self, call: Call, flags: Flags, routes: Routes) -> Decision:
+        policy, transports = routes
         if policy is not self._chains_of:
             self._chains_of, self._chains = policy, {}
-        return decide(call, flags, policy, self._offer, self._carries, self._chains)
+
+        def offer(target: Target) -> Offer | None:
+            transport = transports.get(target.provider)
+            return None if transport is None else transport.offer(target.model)
+
+        return decide(call, flags, policy, offer, self._carries, self._chains)
 
     def _watch(self, call: Call, flags: Flags) -> None:
         fingerprint = split.fingerprint(flags.salt, call.key)
         share = self._concentration.note(fingerprint, call.accepted_at)
         if share is not None:
             self.bus.emit(KeyConcentrated(fingerprint=fingerprint, share=share))
-
-    def _offer(self, target: Target) -> Offer | None:
-        transport = self.transports.get(target.provider)
-        return None if transport is None else transport.offer(target.model)
 
     def _carries(self, call: Call, offer: Offer) -> bool:
         return self.codecs.find(call, offer) is not None

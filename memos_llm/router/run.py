@@ -5,11 +5,19 @@ A failed attempt on the assigned provider is told as such even when a fallback a
 """
 
 import asyncio
-from collections.abc import Mapping
 
-from memos_llm.core.call import Call, Frame, Part
+from memos_llm.core.call import Call, Frame, Operation, Part
 from memos_llm.core.decision import Decision
-from memos_llm.core.errors import EXHAUSTED, AttemptFailed, BadRequest, LLMError, ModelNotFound, Unavailable
+from memos_llm.core.errors import (
+    EXHAUSTED,
+    AttemptFailed,
+    BadRequest,
+    EmbeddingServiceError,
+    LLMError,
+    ModelNotFound,
+    Timeout,
+    Unavailable,
+)
 from memos_llm.core.events import (
     AttemptEnded,
     AttemptStarted,
@@ -21,8 +29,7 @@ from memos_llm.core.events import (
     place_of,
 )
 from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, Kind, Outcome
-from memos_llm.core.policy import Policy
-from memos_llm.core.ports import Clock, Codecs, Transport
+from memos_llm.core.ports import Clock, Codecs, Routes
 from memos_llm.router.attempt import Attempt
 from memos_llm.router.chain import Chain, RetryBudget, Try
 
@@ -37,19 +44,19 @@ class Run:
         self,
         call: Call,
         decision: Decision,
-        policy: Policy,
-        transports: Mapping[str, Transport],
+        routes: Routes,
         codecs: Codecs,
         bus: Bus,
         clock: Clock,
         budget: RetryBudget,
     ) -> None:
-        self.call, self.decision, self.policy = call, decision, policy
-        self._transports, self._codecs, self._bus, self._clock, self._budget = transports, codecs, bus, clock, budget
+        self.call, self.decision = call, decision
+        self.policy, self._transports = routes
+        self._codecs, self._bus, self._clock, self._budget = codecs, bus, clock, budget
         self.attempts = 0
         self.served = decision.targets[0]
         self.failed = CANCELLED
-        known = policy.catalogue.resolve(call.model)
+        known = self.policy.catalogue.resolve(call.model)
         self.known, self.model = known is not None, known.name if known else call.model
         self._refusals: list[tuple[Attempt, AttemptFailed]] = []  # 4xx that wait for another target's verdict
         self._failure: tuple[Attempt, AttemptFailed] | None = None
@@ -157,7 +164,7 @@ class Run:
         """
         target = step.target
         transport = self._transports[target.provider]
-        endpoint = transport.pick(target.model)
+        endpoint = transport.pick(target.model, self.call.key)
         if self.attempts and target.provider != self.served.provider:
             self._bus.emit(
                 FellBack(
@@ -169,10 +176,11 @@ class Run:
             )
         self.served = target
         self.attempts += 1
-        codec = self._codecs.find(self.call, transport.offer(target.model))
+        offer = transport.offer(target.model)
+        codec = self._codecs.find(self.call, offer)
         assert codec is not None  # decide() keeps only targets that a codec carries the call to
         self._bus.emit(AttemptStarted(request_id=self.call.id, provider=target.provider, arm=self.decision.arm))
-        return Attempt(self.call, step, transport, endpoint, codec, self._clock)
+        return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock)
 
     def _judge(self, failure: AttemptFailed) -> AttemptFailed:
         """A model that nobody configured and nobody has is a wrong name: the caller's fault."""
@@ -235,12 +243,14 @@ class Run:
     def _error(self, failure: AttemptFailed) -> LLMError:
         outcome = failure.outcome
         kind = Unavailable if outcome.code == BREAKER_OPEN else EXHAUSTED[outcome.kind]
+        if self.call.operation is Operation.EMBEDDINGS and not issubclass(kind, BadRequest | Timeout):
+            kind = EmbeddingServiceError
         status: int | None = outcome.rule.http_status
         if outcome.code == MODEL_NOT_FOUND:
             kind, status = ModelNotFound, 404
         elif issubclass(kind, BadRequest) and outcome.status:
             status = outcome.status
-        return kind(
+        error = kind(
             _tried(self.attempts, self.served.provider, outcome),
             provider=self.served.provider,
             request_id=self.call.id,
@@ -249,6 +259,8 @@ class Run:
             client_body=failure.client_body if issubclass(kind, BadRequest) else b"",
             retry_after_s=outcome.retry_after_s,
         )
+        error.decision, error.attempts = self.decision, self.attempts
+        return error
 
 
 def _tried(attempts: int, provider: str, outcome: Outcome) -> str:

@@ -35,6 +35,9 @@ def make_call(wire: Wire, body: dict[str, Any] | bytes) -> Call:
     )
 
 
+OFFER = Offer(frozenset(Wire))  # of a current release that said nothing of its context
+
+
 def target(model: str = "served/m", **settings: Any) -> Target:
     return Target("vllm", model, ModelSettings(**settings))
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 from dialect_streams import (
+    OFFER,
     OLLAMA,
     OLLAMA_STREAM,
     ROLE,
@@ -90,14 +91,14 @@ def test_a_body_that_needs_no_change_is_sent_as_it_came() -> None:
     raw = b'{ "model":"served/m", "messages" : [ {"role":"user","content":"\\u0068i"} ],"stream":true,'
     raw += b'"stream_options":{"include_usage":true}}'
     call = make_call(OPENAI, raw)
-    request, warnings = IDENTITY.request(call, target())
+    request, warnings = IDENTITY.request(call, target(), OFFER)
     assert request.body is call.body
     assert (request.id, request.wire, request.model, request.stream, warnings) == ("id-1", OPENAI, "served/m", True, ())
 
 
 def test_only_the_model_s_value_changes_when_its_name_does() -> None:
     raw = b'{"model":"alias","messages":[ {"role":"user",  "content":"\\u0068i"}],"seed":1.50,"options":{ }}'
-    request, warnings = IDENTITY.request(make_call(CHAT, raw), target())
+    request, warnings = IDENTITY.request(make_call(CHAT, raw), target(), OFFER)
     assert request.body == raw.replace(b'"alias"', b'"served/m"')
     assert warnings == ()
 
@@ -105,7 +106,7 @@ def test_only_the_model_s_value_changes_when_its_name_does() -> None:
 @pytest.mark.parametrize("tools", ["[]", "[ \n]"])
 def test_empty_tools_are_dropped_with_a_warning(tools: str) -> None:
     raw = b'{"model":"served/m","tools":%b,"messages":[]}' % tools.encode()
-    request, warnings = IDENTITY.request(make_call(OPENAI, raw), target())
+    request, warnings = IDENTITY.request(make_call(OPENAI, raw), target(), OFFER)
     assert (request.body, warnings) == (b'{"model":"served/m","messages":[]}', ("repaired:tools",))
 
 
@@ -120,28 +121,28 @@ def test_empty_tools_are_dropped_with_a_warning(tools: str) -> None:
 )
 def test_empty_tools_take_a_choice_among_none_with_them(choice: Any, left: dict[str, Any]) -> None:
     call = make_call(OPENAI, {"model": "served/m", "tools": [], "tool_choice": choice})
-    request, warnings = IDENTITY.request(call, target())
+    request, warnings = IDENTITY.request(call, target(), OFFER)
     assert (msgspec.json.decode(request.body), warnings) == ({"model": "served/m"} | left, ("repaired:tools",))
     tooled = make_call(OPENAI, {"model": "served/m", "tools": [{}], "tool_choice": choice})
-    assert IDENTITY.request(tooled, target())[0].body is tooled.body
+    assert IDENTITY.request(tooled, target(), OFFER)[0].body is tooled.body
 
 
 def test_empty_tools_stay_on_ollama_s_own_wire() -> None:
     call = make_call(CHAT, {"model": "served/m", "tools": [], "messages": USER})
-    assert IDENTITY.request(call, target())[0].body is call.body
+    assert IDENTITY.request(call, target(), OFFER)[0].body is call.body
 
 
 def test_max_completion_tokens_is_renamed_only_where_the_provider_needs_it() -> None:
     call = make_call(OPENAI, {"model": "served/m", "messages": [], "max_completion_tokens": 7, "max_tokens": 9})
-    assert IDENTITY.request(call, target())[0].body is call.body
-    request, warnings = IDENTITY.request(call, target(repairs=frozenset({"max_completion_tokens"})))
+    assert IDENTITY.request(call, target(), OFFER)[0].body is call.body
+    request, warnings = IDENTITY.request(call, target(repairs=frozenset({"max_completion_tokens"})), OFFER)
     assert msgspec.json.decode(request.body) == {"model": "served/m", "messages": [], "max_tokens": 7}
     assert warnings == ("repaired:max_completion_tokens",)
 
 
 def test_a_null_max_completion_tokens_is_left_alone() -> None:
     call = make_call(OPENAI, {"model": "served/m", "max_completion_tokens": None})
-    assert IDENTITY.request(call, target(repairs=frozenset(REPAIRS)))[0].body is call.body
+    assert IDENTITY.request(call, target(repairs=frozenset(REPAIRS)), OFFER)[0].body is call.body
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_a_null_max_completion_tokens_is_left_alone() -> None:
 )
 def test_defaults_fill_what_the_caller_leaves_open(given_: dict[str, Any], sent: dict[str, Any]) -> None:
     settings_ = target(defaults={"temperature": 0.8, "max_tokens": 64})
-    body = IDENTITY.request(make_call(OPENAI, {"model": "served/m"} | given_), settings_)[0].body
+    body = IDENTITY.request(make_call(OPENAI, {"model": "served/m"} | given_), settings_, OFFER)[0].body
     assert msgspec.json.decode(body) == {"model": "served/m"} | sent
 
 
@@ -164,7 +165,7 @@ def test_defaults_fill_what_the_caller_leaves_open(given_: dict[str, Any], sent:
 )
 def test_defaults_go_into_the_options_on_ollama_s_wire(options: Any, sent: Any) -> None:
     call = make_call(GENERATE, {"model": "served/m", "prompt": "p", "options": options})
-    body = msgspec.json.decode(IDENTITY.request(call, target(defaults={"top_k": 40}))[0].body)
+    body = msgspec.json.decode(IDENTITY.request(call, target(defaults={"top_k": 40}), OFFER)[0].body)
     assert body["options"] == sent
 
 
@@ -177,13 +178,13 @@ def test_defaults_go_into_the_options_on_ollama_s_wire(options: Any, sent: Any) 
     ],
 )
 def test_a_stream_is_always_asked_for_its_usage(options: Any, sent: Any) -> None:
-    body = IDENTITY.request(openai_call("served/m", stream_options=options), target())[0].body
+    body = IDENTITY.request(openai_call("served/m", stream_options=options), target(), OFFER)[0].body
     assert msgspec.json.decode(body)["stream_options"] == sent
 
 
 def test_stream_options_of_a_wrong_type_are_the_back_end_s_to_refuse() -> None:
     call = openai_call("served/m", stream_options=[1])
-    assert IDENTITY.request(call, target())[0].body is call.body
+    assert IDENTITY.request(call, target(), OFFER)[0].body is call.body
 
 
 # --- answers: bytes ---------------------------------------------------------------------------------------------------
@@ -511,7 +512,7 @@ def carried(wire: Wire, body: bytes) -> None:
             for settings_ in ({}, {"thinking": Thinking.REASONING_EFFORT}, {"thinking": Thinking.THINKING}):
                 with suppress(AttemptFailed):
                     full = target(**settings_, defaults={"temperature": 0.1}, repairs=frozenset(REPAIRS))
-                    codec.request(call, full)
+                    codec.request(call, full, OFFER)
                     codec.decoder(call, full)
 
 
@@ -553,6 +554,6 @@ def test_what_is_no_utf_8_is_refused_by_name(wire: Wire, raw: bytes, words: str)
     rest = b"" if b"messages" in raw else b',"messages":[{"role":"user","content":"x"}]'
     call = make_call(wire, b'{"model":"m",%b%b}' % (raw, rest))
     with pytest.raises(AttemptFailed) as failed:
-        OllamaToOpenAI().request(call, target(thinking=Thinking.THINKING))
+        OllamaToOpenAI().request(call, target(thinking=Thinking.THINKING), OFFER)
     assert (failed.value.outcome.kind, failed.value.outcome.status) == (Kind.CLIENT, 400)
     assert failed.value.client_text == words

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from dialect_streams import make_call, native_codec, target
+from dialect_streams import OFFER, make_call, native_codec, target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ WAV, MP3 = b64(b"RIFF\0\0\0\0WAVE"), b64(b"ID3")
 
 def translated(wire: Wire, body: dict[str, Any], **settings_: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     call = make_call(wire, {"model": "caller"} | body)
-    request, warnings = CODEC.request(call, target(**settings_))
+    request, warnings = CODEC.request(call, target(**settings_), OFFER)
     assert (request.id, request.model, request.stream) == ("id-1", "served/m", call.stream)
     assert request.wire is CODEC.upstream(call)
     return msgspec.json.decode(request.body), warnings
@@ -139,7 +139,7 @@ def test_neighbours_of_one_role_stay_apart() -> None:
 def test_tool_calls_keep_their_ids_and_the_order_of_their_keys() -> None:
     raw = b'{"model":"m","messages":[{"role":"assistant","tool_calls":[{"id":"a1","function":{"index":0,"name":"f",'
     raw += b'"arguments":{"z":1, "a":[2.50]}}},{"function":{"name":"g"}}]}]}'
-    body = msgspec.json.decode(CODEC.request(make_call(CHAT, raw), target())[0].body)
+    body = msgspec.json.decode(CODEC.request(make_call(CHAT, raw), target(), OFFER)[0].body)
     first, second = body["messages"][0]["tool_calls"]
     assert first == {"id": "a1", "type": "function", "function": {"name": "f", "arguments": '{"z":1, "a":[2.50]}'}}
     assert second["function"] == {"name": "g", "arguments": "{}"}
@@ -201,7 +201,7 @@ def test_a_result_without_a_call_is_for_another_target(messages: list[dict[str, 
     call = make_call(CHAT, {"model": "m", "messages": messages})
     assert call.needs == Feature.UNMATCHED_TOOL_RESULT
     with pytest.raises(AttemptFailed, match="not-offered") as failed:
-        CODEC.request(msgspec.structs.replace(call, needs=Feature.NONE), target())
+        CODEC.request(msgspec.structs.replace(call, needs=Feature.NONE), target(), OFFER)
     assert failed.value.outcome.kind is Kind.INCOMPATIBLE
 
 
@@ -504,4 +504,4 @@ def test_values_of_any_type_are_translated_or_refused(
 ) -> None:
     call: Call = make_call(wire, body | {"model": "m", "messages": messages, "options": options})
     with suppress(AttemptFailed):
-        CODEC.request(call, target(thinking=thinking))
+        CODEC.request(call, target(thinking=thinking), OFFER)

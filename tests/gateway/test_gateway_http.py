@@ -17,10 +17,10 @@ from memos_llm.core.events import InternalError, RequestEnded, RequestRefused, R
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.gateway import meta
 from memos_llm.gateway.asgi import CONNECTION, DisconnectWatch, header_value
+from memos_llm.gateway.build import build_app
 from memos_llm.gateway.health import HealthBoard
 from memos_llm.gateway.meta import Meta
 from memos_llm.gateway.paths import Place, locate
-from memos_llm.gateway.serve import build_app
 from memos_llm.testing import FakeTransport
 
 BODY: dict[str, Any] = {"model": "qwen3:8b", "messages": [{"role": "user", "content": "hi"}], "stream": False}
@@ -285,7 +285,7 @@ class Baseline(FakeTransport):
         super().__init__("ollama", (b"",))
         self.document, self.hangs = document, False
 
-    async def fetch(self, path: str) -> bytes:
+    async def fetch(self, path: str, body: bytes | None = None) -> bytes:
         if self.hangs:
             await asyncio.sleep(0.5)
             raise AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="document"))

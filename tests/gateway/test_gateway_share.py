@@ -17,6 +17,7 @@ from memos_llm.core.decision import Arm
 from memos_llm.core.events import Bus
 from memos_llm.core.flags import GLOBAL, PPM, Scope
 from memos_llm.core.policy import Policy, Timeouts
+from memos_llm.core.ports import Routes
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.edge import DIALECTS
 from memos_llm.gateway import calls
@@ -53,10 +54,10 @@ class Front:
     def __init__(self) -> None:
         self.flags = FixedFlags()
         script = (b"",)
+        routes = Routes(POLICY, {name: FakeTransport(name, script) for name in ("ollama", "vllm")})
         self.engine = Engine(
-            policy=lambda: POLICY,
+            routes=lambda: routes,
             live=self.flags,
-            transports={name: FakeTransport(name, script) for name in ("ollama", "vllm")},
             codecs=CODECS,
             bus=Bus(),
             clock=lambda: 0.0,

@@ -30,7 +30,7 @@ async def router(tmp_path: Path) -> AsyncIterator[Router]:
 
 
 def scripted(router: Router, *script: bytes) -> None:
-    router._runtime.engine.transports["ollama"] = FakeTransport("ollama", script)  # type: ignore[index]  # the test swaps a back end
+    router._runtime.transports["ollama"] = FakeTransport("ollama", script)  # type: ignore[index]  # the test swaps a back end
 
 
 def circle() -> list[Any]:

@@ -34,6 +34,7 @@ from memos_llm.core.events import (
 from memos_llm.core.flags import PPM
 from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
 from memos_llm.core.policy import Policy, Timeouts
+from memos_llm.core.ports import Routes
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.edge import DIALECTS
 from memos_llm.router.engine import Engine
@@ -82,9 +83,8 @@ class Bench:
             **policy,
         )
         self.engine = Engine(
-            policy=lambda: self.policy,
+            routes=lambda: Routes(self.policy, {"vllm": vllm, "ollama": ollama}),
             live=FixedFlags.at(share_ppm),
-            transports={"vllm": vllm, "ollama": ollama},
             codecs=CODECS,
             bus=bus,
             clock=lambda: asyncio.get_running_loop().time(),

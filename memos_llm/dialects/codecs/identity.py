@@ -11,14 +11,16 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from memos_llm.core.call import Call, Target, Wire, WireRequest
+from memos_llm.core.call import Call, Operation, Target, Wire, WireRequest
+from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Decoder
 from memos_llm.dialects.codecs.decoder import StreamDecoder, WholeDecoder
-from memos_llm.dialects.codecs.passthrough import OllamaReader, OpenAIReader
+from memos_llm.dialects.codecs.passthrough import EmbeddingsReader, OllamaReader, OpenAIReader
 from memos_llm.dialects.framing import NdjsonFramer, SseFramer
 from memos_llm.dialects.jsons import decode_optional
 
 OPENAI = frozenset({Wire.OPENAI_CHAT, Wire.OPENAI_COMPLETION})
+ANSWERS = OPENAI | {Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE}  # what a model says, and samples for
 _UNSET = (b"null", b"")
 
 Head = dict[str, Raw]
@@ -70,7 +72,7 @@ REPAIRS: Mapping[str, Repair] = {
 class Identity:
     """The codec of equal wires."""
 
-    def request(self, call: Call, target: Target) -> tuple[WireRequest, tuple[str, ...]]:
+    def request(self, call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tuple[str, ...]]:
         head = dict(call.head)
         warnings = tuple(
             f"repaired:{name}"
@@ -82,6 +84,8 @@ class Identity:
         return WireRequest(call.id, call.wire, target.model, body, call.stream), warnings
 
     def decoder(self, call: Call, target: Target) -> Decoder:
+        if call.operation is Operation.EMBEDDINGS:
+            return WholeDecoder(EmbeddingsReader(call.model).whole)
         if call.wire in OPENAI:
             reader = OpenAIReader(call.model, choices=_choices(call), hides_usage=_hides_usage(call))
             return StreamDecoder(SseFramer(), reader) if call.stream else WholeDecoder(reader.whole)
@@ -105,7 +109,7 @@ _ALSO_GIVEN_BY = {"max_tokens": "max_completion_tokens"}
 
 def _fill(head: Head, call: Call, defaults: Mapping[str, float]) -> bool:
     """Add the defaults that the caller leaves open: at the top on OpenAI's wires, among the options on Ollama's."""
-    if not defaults:
+    if not defaults or call.wire not in ANSWERS:
         return False
     if call.wire in OPENAI:
         return _add_missing(head, defaults)

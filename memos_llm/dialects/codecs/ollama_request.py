@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from memos_llm.core.call import Call, Feature, Target, Thinking, Wire, WireRequest
+from memos_llm.core.decision import Offer
 from memos_llm.dialects import media
 from memos_llm.dialects.codecs.ollama_options import apply_options
 from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
@@ -29,7 +30,7 @@ def upstream(call: Call) -> Wire:
     return Wire.OPENAI_COMPLETION if _is_verbatim(call) else Wire.OPENAI_CHAT
 
 
-def translate(call: Call, target: Target) -> tuple[WireRequest, tuple[str, ...]]:
+def translate(call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tuple[str, ...]]:
     """The back end's request, and warnings.
 
     Raises:
@@ -37,7 +38,7 @@ def translate(call: Call, target: Target) -> tuple[WireRequest, tuple[str, ...]]
     """
     if call.needs & ~FEATURES:
         raise not_offered(f"no equivalent: {(call.needs & ~FEATURES).name}")
-    draft = Draft(call, target, {"model": target.model})
+    draft = Draft(call, target, offer, {"model": target.model})
     carry_out(_rules(call), draft)
     for name, value in target.settings.defaults.items():
         if draft.body.get(name) is None:

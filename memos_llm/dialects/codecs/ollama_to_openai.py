@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from memos_llm.core.call import Call, Target, Wire, WireRequest
+from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Clock, Decoder
 from memos_llm.dialects.codecs import ollama_request
 from memos_llm.dialects.codecs.decoder import StreamDecoder, WholeDecoder
@@ -23,8 +24,8 @@ class OllamaToOpenAI:
     def upstream(self, call: Call) -> Wire:
         return ollama_request.upstream(call)
 
-    def request(self, call: Call, target: Target) -> tuple[WireRequest, tuple[str, ...]]:
-        return ollama_request.translate(call, target)
+    def request(self, call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tuple[str, ...]]:
+        return ollama_request.translate(call, target, offer)
 
     def decoder(self, call: Call, target: Target) -> Decoder:
         reader = NativeReader(call, target, self._clock, self._now_ns)

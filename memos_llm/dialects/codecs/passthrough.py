@@ -7,7 +7,7 @@ that only we asked for.
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 
 from memos_llm.core.call import Frame
 from memos_llm.dialects.codecs.decoder import (
@@ -214,3 +214,40 @@ def _says(record: _Record) -> bool:
     return bool(
         record.response or said.thinking or (record.message and (record.message.content or record.message.tool_calls))
     )
+
+
+class _Vectors(Struct):
+    """What of an embeddings answer says that it is one; `prompt_eval_count` is Ollama's, `usage` OpenAI's."""
+
+    model: str | None = None
+    data: list[Raw] | None = None
+    embeddings: list[Raw] | None = None
+    embedding: Raw | None = None
+    usage: _Usage | None = None
+    prompt_eval_count: float | None = None
+    error: Any = None
+
+
+_vectors = msgspec.json.Decoder(_Vectors).decode
+
+
+class EmbeddingsReader:
+    """Answers of the three embeddings wires; `caller` as above."""
+
+    def __init__(self, caller: str) -> None:
+        self._caller = caller
+        self._echo = ModelEcho(caller)
+
+    def whole(self, body: bytes) -> Frame:
+        try:
+            answer = _vectors(body)
+        except FAILURES as error:
+            raise malformed("not-json") from error
+        if answer.error is not None:
+            raise failed(answer.error, "error-body")
+        if answer.data is None and answer.embeddings is None and answer.embedding is None:
+            raise malformed("no-vectors")
+        tokens = answer.usage.prompt_tokens if answer.usage else answer.prompt_eval_count
+        usage = counted(tokens, None)
+        named = body if not answer.model or answer.model == self._caller else self._echo.rewrite(body, answer.model)
+        return Frame(named, WHOLE | (USAGE if usage else 0), usage)

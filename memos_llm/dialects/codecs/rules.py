@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from msgspec import Raw, Struct, field
 
 from memos_llm.core.call import Call, Target
+from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.dialects.jsons import decode_optional
@@ -29,6 +30,7 @@ class Draft(Struct):
 
     call: Call
     target: Target
+    offer: Offer
     body: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

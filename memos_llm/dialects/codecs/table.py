@@ -8,6 +8,7 @@ from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Codec, Codecs
 from memos_llm.dialects.codecs.identity import Identity
 from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
+from memos_llm.dialects.codecs.untouched import Untouched
 
 
 class Translation(Codec, Protocol):
@@ -28,10 +29,12 @@ class Table:
     """A table of codecs; `translations` by client wire, the preferred one first."""
 
     def __init__(self, identity: Codec, translations: Mapping[Wire, tuple[Translation, ...]]) -> None:
-        self._identity = identity
+        self._identity, self._untouched = identity, Untouched()
         self._translations = translations
 
     def find(self, call: Call, offer: Offer) -> Codec | None:
+        if call.wire is Wire.PASSTHROUGH:
+            return self._untouched if call.wire in offer.wires else None
         if call.needs and call.needs & ~offer.features:
             return None
         if call.wire in offer.wires:
