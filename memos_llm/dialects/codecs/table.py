@@ -8,6 +8,7 @@ from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Codec, Codecs
 from memos_llm.dialects.codecs.identity import Identity
 from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
+from memos_llm.dialects.codecs.openai_to_ollama import OpenAIToOllama
 from memos_llm.dialects.codecs.untouched import Untouched
 
 
@@ -25,23 +26,36 @@ class Translation(Codec, Protocol):
         ...
 
 
-class Table:
-    """A table of codecs; `translations` by client wire, the preferred one first."""
+Translations = Mapping[Wire, tuple[Translation, ...]]
+"""By client wire, the preferred one first."""
 
-    def __init__(self, identity: Codec, translations: Mapping[Wire, tuple[Translation, ...]]) -> None:
+
+class Table:
+    """A table of codecs.
+
+    Args:
+        for_typed: translations that carry more than the same wire would, for answers that only we read.
+    """
+
+    def __init__(self, identity: Codec, translations: Translations, for_typed: Translations) -> None:
         self._identity, self._untouched = identity, Untouched()
-        self._translations = translations
+        self._translations, self._for_typed = translations, for_typed
 
     def find(self, call: Call, offer: Offer) -> Codec | None:
         if call.wire is Wire.PASSTHROUGH:
             return self._untouched if call.wire in offer.wires else None
         if call.needs and call.needs & ~offer.features:
             return None
+        if call.typed and (richer := self._fitting(self._for_typed, call, offer)) is not None:
+            return richer
         if call.wire in offer.wires:
             return self._identity
+        return self._fitting(self._translations, call, offer)
+
+    def _fitting(self, table: Translations, call: Call, offer: Offer) -> Codec | None:
         fitting = (
             translation
-            for translation in self._translations.get(call.wire, ())
+            for translation in table.get(call.wire, ())
             if translation.upstream(call) in offer.wires and not call.needs & ~translation.features
         )
         return next(fitting, None)
@@ -49,4 +63,10 @@ class Table:
 
 _NATIVE = OllamaToOpenAI()
 
-CODECS: Codecs = Table(Identity(), {Wire.OLLAMA_CHAT: (_NATIVE,), Wire.OLLAMA_GENERATE: (_NATIVE,)})
+_TO_OLLAMA = OpenAIToOllama()
+
+CODECS: Codecs = Table(
+    Identity(),
+    {Wire.OLLAMA_CHAT: (_NATIVE,), Wire.OLLAMA_GENERATE: (_NATIVE,), Wire.OPENAI_CHAT: (_TO_OLLAMA,)},
+    for_typed={Wire.OPENAI_CHAT: (_TO_OLLAMA,)},
+)
