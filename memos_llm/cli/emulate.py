@@ -1,5 +1,6 @@
 """`emulate`: an Ollama or vLLM server without a GPU, with faults on demand."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated
@@ -8,6 +9,8 @@ import typer
 
 from memos_llm.cli import failures
 from memos_llm.cli.command import Cli, command
+
+_RELEASE = re.compile(r"\d+\.\d+\.\d+(?:-\w+)?", re.ASCII)
 
 
 class Engine(StrEnum):
@@ -35,6 +38,13 @@ def emulate(
         list[str] | None,
         typer.Option("--fault", metavar="SPEC", help="NAME or NAME:key=value,…; may be repeated."),
     ] = None,
+    release: Annotated[
+        str | None, typer.Option("--release", metavar="VERSION", help="Which release to be; default: the newest known.")
+    ] = None,
+    load: Annotated[float | None, typer.Option("--load", min=0, help="Seconds that Ollama loads a model.")] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", metavar="NAME", help="Embed as another emulator of that space does.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Varies answers and the choice of faults.")] = 0,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Print the faults and end.")] = False,
 ) -> int:
@@ -47,6 +57,7 @@ def emulate(
     Example:
       llmctl emulate ollama --port 11434 --model qwen3:8b
       llmctl emulate vllm --port 8000 --model Qwen/Qwen3-8B --ttft 0.2
+      llmctl emulate ollama --release 0.17.4 --load 20
       llmctl emulate vllm --fault status:code=500,rate=0.2
       llmctl emulate vllm --list-faults
     """
@@ -56,6 +67,7 @@ def emulate(
         _list(cli, FAULTS[engine.value])
         return failures.DONE
     _check(engine.value, fault or ())
+    options = _options(engine, release, load, space)
     try:
         run(
             engine.value,
@@ -66,10 +78,21 @@ def emulate(
             inter_token_s=inter_token,
             faults=fault or (),
             seed=seed,
+            version=release,
+            options=options,
         )
     except OSError as error:
         raise failures.cannot_listen(host, port, error) from None
     return failures.DONE
+
+
+def _options(engine: Engine, release: str | None, load_s: float | None, space: str | None) -> dict[str, float | str]:
+    if release is not None and not _RELEASE.fullmatch(release):
+        raise failures.usage(f"--release: {release!r} is not a version such as 0.17.4")
+    if load_s is not None and engine is not Engine.OLLAMA:
+        raise failures.usage("--load: only Ollama loads a model when it is asked for")
+    given = {"load_s": load_s, "space": space}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check(engine: str, specs: Sequence[str]) -> None:

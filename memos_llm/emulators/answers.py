@@ -19,12 +19,13 @@ import base64
 import binascii
 import hashlib
 import json
-import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from memos_llm.emulators.documents import Room, compact, salted, sample, sample_object
 
 Engine = Literal["ollama", "vllm"]
 Message = Mapping[str, Any]
@@ -54,9 +55,6 @@ _PROMPT_OVERHEAD = 3  # the opened assistant turn
 _IMAGE_TOKENS = 256
 
 MAX_WORDS = 1_048_576  # no context is longer
-MAX_SAMPLED = 131_072  # characters and values of one sampled document, about
-MAX_DEPTH = 64  # of a sampled document: a schema may refer to itself
-_FAR = 2**63  # numbers of a schema are cut to ± this
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,139 +158,10 @@ def prompt_tokens(seen: Sequence[Message], tools: Sequence[Mapping[str, Any]] = 
         raw = message["role"] == "raw"
         total += len(tokens(message["content"])) + (0 if raw else _MESSAGE_OVERHEAD)
         total += _IMAGE_TOKENS * len(message.get("images", ()))
-        total += sum(len(tokens(_compact(call))) for call in message.get("calls", ()))
+        total += sum(len(tokens(compact(call))) for call in message.get("calls", ()))
     if any(message["role"] != "raw" for message in seen):
         total += _PROMPT_OVERHEAD
-    return total + sum(len(tokens(_compact(tool))) for tool in tools)
-
-
-class _Room:
-    """How much a sampled document may still hold; a few bytes of schema can ask for more than there is memory."""
-
-    def __init__(self, root: Any) -> None:
-        self.root = root
-        self.left = MAX_SAMPLED
-        self.depth = 0
-
-    def take(self, size: int) -> None:
-        self.left -= size
-
-    def fixed(self, value: Any) -> Any:
-        """A value that the schema itself holds."""
-        self.take(len(_compact(value)))
-        return value
-
-
-def sample(schema: Any, salt: str) -> Any:
-    """A value that fits a simple JSON schema; `salt` varies the free strings and numbers.
-
-    Past `MAX_SAMPLED` or `MAX_DEPTH` there are only nulls: no context is long enough for an answer to get there.
-    """
-    return _sample(schema, salt, _Room(schema))
-
-
-def _sample(schema: Any, salt: str, room: _Room) -> Any:
-    if room.left <= 0 or room.depth >= MAX_DEPTH:
-        return None
-    room.take(1)
-    room.depth += 1
-    value = _sampled(schema, salt, room)
-    room.depth -= 1
-    return value
-
-
-def _sampled(schema: Any, salt: str, room: _Room) -> Any:
-    if not isinstance(schema, Mapping):
-        return {"value": f"word{salt[:4]}"}
-    chosen = _branch(schema, room.root)
-    if chosen is not None:
-        return _sample(chosen, salt, room)
-    if "const" in schema:
-        return room.fixed(schema["const"])
-    choices = schema.get("enum")
-    if isinstance(choices, list) and choices:
-        return room.fixed(choices[int(salt[:2], 16) % len(choices)])
-    return _SAMPLES.get(_type(schema), _sample_string)(schema, salt, room)
-
-
-def _type(schema: Mapping[str, Any]) -> str:
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    kind = kind[0] if isinstance(kind, list) and kind else kind
-    return kind if isinstance(kind, str) else "string"
-
-
-def _bound(schema: Mapping[str, Any], key: str, default: int) -> int:
-    """A numeric keyword of a schema; one of another type counts as absent."""
-    value = schema.get(key)
-    if isinstance(value, float) and not math.isfinite(value):
-        return default
-    return max(-_FAR, min(int(value), _FAR)) if isinstance(value, int | float) else default
-
-
-def _branch(schema: Mapping[str, Any], root: Any) -> Any:
-    for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(key), list) and schema[key]:
-            return schema[key][0]
-    ref = schema.get("$ref")
-    if not isinstance(ref, str):
-        return None
-    node: Any = root
-    for step in ref.removeprefix("#/").split("/"):
-        node = node.get(step, {}) if isinstance(node, Mapping) else {}
-    return node
-
-
-def _sample_object(schema: Mapping[str, Any], salt: str, room: _Room) -> dict[str, Any]:
-    properties = schema.get("properties")
-    made = {}
-    for name, sub in properties.items() if isinstance(properties, Mapping) else ():
-        if room.left <= 0:
-            break
-        room.take(len(name))
-        made[name] = _sample(sub, _salted(salt, name), room)
-    return made
-
-
-def _sample_array(schema: Mapping[str, Any], salt: str, room: _Room) -> list[Any]:
-    items: list[Any] = []
-    size = max(1, _bound(schema, "minItems", 1))
-    while len(items) < size and room.left > 0:
-        items.append(_sample(schema.get("items", {}), _salted(salt, str(len(items))), room))
-        room.take(1)
-    return items
-
-
-def _sample_integer(schema: Mapping[str, Any], salt: str, room: _Room) -> int:
-    low = _bound(schema, "minimum", _bound(schema, "exclusiveMinimum", -1) + 1)
-    high = _bound(schema, "maximum", _bound(schema, "exclusiveMaximum", low + 11) - 1)
-    return low + int(salt[:4], 16) % (max(high - low, 0) + 1)
-
-
-def _sample_number(schema: Mapping[str, Any], salt: str, room: _Room) -> float:
-    whole = _sample_integer(schema, salt, room)
-    return float(whole) if "maximum" in schema else whole + 0.5
-
-
-def _sample_boolean(schema: Mapping[str, Any], salt: str, room: _Room) -> bool:
-    return int(salt[:2], 16) % 2 == 0
-
-
-def _sample_string(schema: Mapping[str, Any], salt: str, room: _Room) -> str:
-    text = f"word{salt[:4]}"
-    text = text.ljust(min(_bound(schema, "minLength", 0), room.left), "x")
-    text = text[: _bound(schema, "maxLength", len(text))]
-    room.take(len(text))
-    return text
-
-
-_SAMPLES: Mapping[str, Any] = {
-    "object": _sample_object,
-    "array": _sample_array,
-    "integer": _sample_integer,
-    "number": _sample_number,
-    "boolean": _sample_boolean,
-    "null": lambda schema, salt, room: None,
-}
+    return total + sum(len(tokens(compact(tool))) for tool in tools)
 
 
 def _one_message(message: Message, glue: str) -> dict[str, Any]:
@@ -353,15 +222,7 @@ def _joined(seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _digest(engine: str, seed: int, choice: int, seen: Sequence[Message]) -> str:
-    return hashlib.sha256(_compact([engine, seed, choice, seen]).encode()).hexdigest()
-
-
-def _salted(salt: str, name: str) -> str:
-    return hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(compact([engine, seed, choice, seen]).encode()).hexdigest()
 
 
 def _last_user_text(seen: Sequence[Message]) -> str:
@@ -400,17 +261,17 @@ def _calls(seen: Sequence[Message], tools: Sequence[Mapping[str, Any]], tool_cho
     if not functions or tool_choice == "none":
         return ()
     text = _last_user_text(seen)
-    room = _Room(None)
+    room = Room(None)
     return tuple(
-        ToolUse(name, _arguments(functions[name].get("parameters") or {}, _salted(text, f"{name}{i}"), room))
+        ToolUse(name, _arguments(functions[name].get("parameters") or {}, salted(text, f"{name}{i}"), room))
         for i, name in enumerate(_wanted(seen, text, list(functions), tool_choice))
     )
 
 
-def _arguments(parameters: Mapping[str, Any], salt: str, room: _Room) -> dict[str, Any]:
+def _arguments(parameters: Mapping[str, Any], salt: str, room: Room) -> dict[str, Any]:
     """Arguments are an object whatever the schema says; all calls of one answer share the room."""
     room.root = parameters
-    return _sample_object(parameters, salt, room)
+    return sample_object(parameters, salt, room)
 
 
 def _wanted(seen: Sequence[Message], text: str, names: list[str], tool_choice: Any) -> list[str]:
@@ -448,7 +309,7 @@ def _limited(
     prompt: int,
     max_tokens: int | None,
 ) -> Answer:
-    call_tokens = sum(len(tokens(_compact({"name": c.name, "arguments": c.arguments}))) for c in calls)
+    call_tokens = sum(len(tokens(compact({"name": c.name, "arguments": c.arguments}))) for c in calls)
     ending = 0 if matched else 1
     total = len(thoughts) + used + call_tokens + ending
     if max_tokens is None or total <= max_tokens:

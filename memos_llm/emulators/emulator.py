@@ -43,7 +43,8 @@ class Timing:
 class Counters:
     """What happened so far. `aborted` counts clients that left before their answer was complete.
 
-    `last_abort_monotonic` is a `time.monotonic()` stamp; `loads` and `load_aborts` are Ollama's.
+    `last_abort_monotonic` is a `time.monotonic()` stamp; `loads` and `load_aborts` are Ollama's, and so are
+    those by model: started, completed, aborted.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -55,6 +56,9 @@ class Counters:
     tokens_generated: int = 0
     loads: int = 0
     load_aborts: int = 0
+    loads_started: Counter[str] = field(default_factory=Counter)
+    loads_completed: Counter[str] = field(default_factory=Counter)
+    loads_aborted: Counter[str] = field(default_factory=Counter)
     faults_fired: Counter[str] = field(default_factory=Counter)
     count_open: Callable[[], int] = lambda: 0
     count_accepted: Callable[[], int] = lambda: 0
@@ -83,6 +87,9 @@ class Counters:
             "tokens_generated": self.tokens_generated,
             "loads": self.loads,
             "load_aborts": self.load_aborts,
+            "loads_started": dict(self.loads_started),
+            "loads_completed": dict(self.loads_completed),
+            "loads_aborted": dict(self.loads_aborted),
             "faults_fired": dict(self.faults_fired),
         }
 

@@ -17,12 +17,10 @@ from typing import Any
 from memos_llm.emulators import answers, golang
 from memos_llm.emulators.answers import Answer
 from memos_llm.emulators.emulator import Timing
+from memos_llm.emulators.ollama_models import OllamaModel
 from memos_llm.emulators.ollama_requests import Asked, Refusal
-from memos_llm.emulators.ollama_runner import OllamaModel, Runner
+from memos_llm.emulators.ollama_runner import Runner
 from memos_llm.emulators.playing import EngineFailure
-
-CRASH = "an error was encountered while running the model: unexpected EOF"
-CRASH_0_33 = "an error was encountered while running the model: unexpected EOF: llama-server exited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +58,19 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What is left of a prompt that must fit a context window."""
+    """What is left of a prompt that must fit a context window. full: there is room for one more token only."""
 
     messages: list[dict[str, Any]]
     prompt_tokens: int
+    full: bool = False
 
 
 def fit(asked: Asked, model: OllamaModel, num_ctx: int, *, exact: bool) -> Window:
     """Drop oldest messages, then cut, as Ollama does before it gives up.
 
     Args:
-        exact: 0.17.4 cuts one long message to exactly num_ctx tokens; 0.33 to num_ctx/2 + 2.
+        exact: 0.17.4 cuts one long message to exactly num_ctx tokens, and answers one token where the window
+            may not be shifted; 0.33 cuts to num_ctx/2 + 2, or refuses.
 
     Raises:
         Refusal: 400 when the request or the model's path forbids cutting.
@@ -83,6 +83,8 @@ def fit(asked: Asked, model: OllamaModel, num_ctx: int, *, exact: bool) -> Windo
         return Window(messages, count)
     if model.jinja:
         raise Refusal(400, _nested_overflow(count, num_ctx))
+    if asked.truncate and exact and not asked.shift:
+        return Window(messages, num_ctx, full=True)
     if not asked.truncate or not asked.shift:
         raise Refusal(400, "the input length exceeds the context length")
     return Window(messages, num_ctx if exact else num_ctx // 2 + 2)
@@ -124,7 +126,7 @@ class Generation:
 
     Args:
         answer: what will be said. prompt_tokens: after truncation. on_token: told every token generated.
-        crash_text: what the server says if the runner dies.
+        crash_text: what the server says if the runner dies. call_ids: whether tool calls have ids.
     """
 
     def __init__(
@@ -138,7 +140,9 @@ class Generation:
         on_token: Callable[[int], None],
         prompt_tokens: int,
         crash_text: str,
+        call_ids: bool = True,
     ) -> None:
+        self._call_ids = call_ids
         self.asked, self.answer, self.runner = asked, answer, runner
         self.prompt_tokens = prompt_tokens
         self.clock = clock
@@ -149,7 +153,7 @@ class Generation:
         """The tool calls in native shape."""
         return tuple(
             {
-                "id": f"call_{answers.token_id(f'{call.name}{index}{dict(call.arguments)}'):08x}",
+                **({"id": _call_id(f"{call.name}{index}{dict(call.arguments)}")} if self._call_ids else {}),
                 "function": {"index": index, "name": call.name, "arguments": call.arguments},
             }
             for index, call in enumerate(self.answer.tool_calls)
@@ -188,6 +192,10 @@ class Generation:
         await asyncio.sleep(seconds)
         if self.runner.crashed:
             raise EngineFailure(self._crash_text)
+
+
+def _call_id(text: str) -> str:
+    return f"call_{answers.token_id(text):08x}"
 
 
 @lru_cache(maxsize=1024)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from memos_llm.emulators import golang
-from memos_llm.emulators.ollama_runner import Catalogue, OllamaModel, valid_name
+from memos_llm.emulators.ollama_models import Catalogue, OllamaModel, valid_name
+from memos_llm.emulators.ollama_versions import Behaviour
 
 _LEVELS = ("low", "medium", "high", "max")
 _TOOL_SCHEMA = ("type", "$defs", "items", "required", "properties")
@@ -81,6 +83,34 @@ _OPTION_TYPES: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How one route refuses a model's name: status and text; a text may use {name}.
+
+    Args:
+        nameless: no name at all. unknown: not installed. malformed: before such a name had an error of its own.
+        nameless_before: no name, in those releases; None for as now.
+    """
+
+    nameless: tuple[int, str]
+    unknown: tuple[int, str]
+    malformed: tuple[int, str]
+    nameless_before: tuple[int, str] | None = None
+
+
+_CLOUD = re.compile(r":(?:[^/:]*-)?cloud$", re.IGNORECASE)  # runs on the vendor's servers; this one has that off
+_REQUIRED = (400, "model is required")
+_UNKNOWN = (404, "model '{name}' not found")
+_NOT_PULLED = (404, 'model "{name}" not found, try pulling it first')
+_UNQUALIFIED = (500, "unqualified name: {name}")
+CHAT_NAMING = Naming(_REQUIRED, _UNKNOWN, _REQUIRED)
+GENERATE_NAMING = Naming(_UNKNOWN, _UNKNOWN, _UNKNOWN)
+SHOW_NAMING = Naming(_REQUIRED, _UNKNOWN, _UNQUALIFIED)
+EMBED_NAMING = Naming(_UNKNOWN, _NOT_PULLED, _UNQUALIFIED, nameless_before=_UNQUALIFIED)
+EMBEDDINGS_NAMING = Naming(_REQUIRED, _NOT_PULLED, _REQUIRED)
+DELETE_NAMING = Naming((400, 'name "" is invalid'), _UNKNOWN, (400, 'name "{name}" is invalid'))
+
+
 class Refusal(Exception):
     """A request this server refuses.
 
@@ -116,6 +146,11 @@ class Asked:
     format_error: str | None = None
 
     @property
+    def naming(self) -> Naming:
+        """How its route refuses a name."""
+        return CHAT_NAMING if self.chat else GENERATE_NAMING
+
+    @property
     def num_predict(self) -> int | None:
         """Most tokens to generate, None for no limit that matters here."""
         limit = int(self.options.get("num_predict", -1))
@@ -127,29 +162,38 @@ class Asked:
         return [word for word in self.options.get("stop", []) if word]
 
 
-def read_chat(body: bytes) -> Asked:
+def peek(body: bytes, key: str, usual: Any) -> Any:
+    """One value of a body that may be anything; `usual` where there is none."""
+    try:
+        given = golang.loads(body)
+    except golang.DecodeError:
+        return usual
+    return given.get(key, usual) if isinstance(given, dict) else usual
+
+
+def read_chat(body: bytes, behaves: Behaviour) -> Asked:
     """Read a native chat request.
 
     Raises:
         Refusal: not decodable.
     """
-    given = _decoded(body, "ChatRequest", _CHAT)
+    given = decoded(body, "ChatRequest", _CHAT)
     messages = [_message(message) for message in given.get("messages", [])]
-    asked = _common(given, messages)
+    asked = _common(given, messages, behaves)
     asked.tools = [tool(item) for item in given.get("tools", [])]
     asked.empty = not messages
     return asked
 
 
-def read_generate(body: bytes) -> Asked:
+def read_generate(body: bytes, behaves: Behaviour) -> Asked:
     """Read a native generate request.
 
     Raises:
         Refusal: not decodable, or raw together with template, system or context.
     """
-    given = _decoded(body, "GenerateRequest", _GENERATE)
+    given = decoded(body, "GenerateRequest", _GENERATE)
     raw = bool(given.get("raw"))
-    asked = _common(given, [])
+    asked = _common(given, [], behaves)
     asked.chat, asked.raw, asked.suffix = False, raw, given.get("suffix", "")
     asked.empty = not given.get("prompt")
     if raw and (given.get("template") or given.get("system") or given.get("context")):
@@ -171,7 +215,12 @@ def _generate_messages(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*messages, user]
 
 
-def _decoded(body: bytes, struct: str, spec: Mapping[str, golang.Field]) -> dict[str, Any]:
+def decoded(body: bytes, struct: str, spec: Mapping[str, golang.Field]) -> dict[str, Any]:
+    """A native body's known fields, in their canonical spelling.
+
+    Raises:
+        Refusal: 400, in Go's words.
+    """
     try:
         return golang.fields(golang.loads(body), struct, spec)
     except golang.EmptyBody as reason:
@@ -180,13 +229,26 @@ def _decoded(body: bytes, struct: str, spec: Mapping[str, golang.Field]) -> dict
         raise Refusal(400, str(reason)) from reason
 
 
-def _common(given: Mapping[str, Any], messages: list[dict[str, Any]]) -> Asked:
-    keep_alive = given.get("keep_alive")
+def keep_alive_s(given: Mapping[str, Any]) -> float | None:
+    """The seconds to keep the model loaded, None if not said.
+
+    Raises:
+        Refusal: 400, not a duration.
+    """
+    said = given.get("keep_alive")
     try:
-        keep_alive_s = None if keep_alive is None else golang.duration_s(keep_alive)
+        return None if said is None else golang.duration_s(said)
     except golang.DecodeError as reason:
         raise Refusal(400, str(reason)) from reason
-    top = given.get("top_logprobs", 0)
+
+
+def options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are set: null is unset."""
+    return {name: value for name, value in given.get("options", {}).items() if value is not None}
+
+
+def _common(given: Mapping[str, Any], messages: list[dict[str, Any]], behaves: Behaviour) -> Asked:
+    top = given.get("top_logprobs", 0) if behaves.logprobs else 0
     if not 0 <= top <= 20:
         raise Refusal(400, "top_logprobs must be between 0 and 20")
     schema, format_error = _format(given.get("format"))
@@ -195,12 +257,12 @@ def _common(given: Mapping[str, Any], messages: list[dict[str, Any]]) -> Asked:
         messages,
         stream=given.get("stream", True),
         schema=schema,
-        options={name: value for name, value in given.get("options", {}).items() if value is not None},
-        keep_alive_s=keep_alive_s,
-        think=_think(given.get("think")),
+        options=options(given),
+        keep_alive_s=keep_alive_s(given),
+        think=_think(given.get("think"), behaves),
         truncate=given.get("truncate", True),
         shift=given.get("shift", True),
-        logprobs=given.get("logprobs", False),
+        logprobs=behaves.logprobs and given.get("logprobs", False),
         top_logprobs=top,
         format_error=format_error,
     )
@@ -214,14 +276,16 @@ def _format(given: Any) -> tuple[Any, str | None]:
     return None, f'invalid format: {golang.dumps(given).decode()}; expected "json" or a valid JSON Schema object'
 
 
-def _think(given: Any) -> bool | str | None:
+def _think(given: Any, behaves: Behaviour) -> bool | str | None:
     if given is None or isinstance(given, bool):
         return given
+    levels = _LEVELS if behaves.think_max else _LEVELS[:3]
+    choices = ", ".join([*(f'"{level}"' for level in ("high", "medium", "low", "max") if level in levels), "true"])
     if isinstance(given, str):
-        if given in _LEVELS:
+        if given in levels:
             return given
-        raise Refusal(400, f'invalid think value: "{given}" (must be "high", "medium", "low", "max", true, or false)')
-    raise Refusal(400, 'think must be a boolean or string ("high", "medium", "low", "max", true, or false)')
+        raise Refusal(400, f'invalid think value: "{given}" (must be {choices}, or false)')
+    raise Refusal(400, f"think must be a boolean or string ({choices}, or false)")
 
 
 def _message(given: Any) -> dict[str, Any]:
@@ -302,33 +366,35 @@ def _fits(wanted: str, value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def find_model(catalogue: Catalogue, asked: Asked, *, strict_names: bool) -> OllamaModel:
-    """The model asked for.
+def find_model(catalogue: Catalogue, name: str, naming: Naming, *, strict_names: bool) -> OllamaModel:
+    """The model of that name.
 
     Args:
-        strict_names: a malformed name is a 400 of its own (since 0.17.6).
+        strict_names: a malformed name is a 400 of its own, and a cloud model is known by its tag.
 
     Raises:
-        Refusal: no name, a malformed name, or not installed.
+        Refusal: no name, a malformed name, a cloud model, or not installed, in the route's words.
     """
-    name = asked.model_name
     if not name:
-        raise Refusal(400, "model is required") if asked.chat else Refusal(404, "model '' not found")
+        before = None if strict_names else naming.nameless_before
+        raise _refused(before or naming.nameless, name)
     if not valid_name(name):
-        if strict_names:
-            raise Refusal(400, "invalid model name")
-        raise Refusal(400, "model is required") if asked.chat else Refusal(404, f"model '{name}' not found")
+        raise _refused((400, "invalid model name") if strict_names else naming.malformed, name)
+    if strict_names and _CLOUD.search(name):
+        raise Refusal(403, "ollama cloud is disabled: remote inference is unavailable")
     model = catalogue.find(name)
     if model is None:
-        raise Refusal(404, f"model '{name}' not found")
+        raise _refused(naming.unknown, name)
     return model
 
 
-def check_capabilities(model: OllamaModel, asked: Asked, *, levels_everywhere: bool) -> bool:
-    """Refuse what the model cannot do; return whether it will think (the default on a thinking model).
+def _refused(words: tuple[int, str], name: str) -> Refusal:
+    status, text = words
+    return Refusal(status, text.replace("{name}", name))
 
-    Args:
-        levels_everywhere: "low"/"medium"/"high" are accepted by every thinking model (since 0.17.7).
+
+def check_capabilities(model: OllamaModel, asked: Asked, behaves: Behaviour) -> bool:
+    """Refuse what the model cannot do; return whether it will think (the default on a thinking model).
 
     Raises:
         Refusal: 400 in the words of the missing capability.
@@ -341,6 +407,16 @@ def check_capabilities(model: OllamaModel, asked: Asked, *, levels_everywhere: b
             raise Refusal(400, f"{model.qualified} does not support {capability}")
     if asked.think and "thinking" not in able:
         raise Refusal(400, f'"{asked.model_name}" does not support thinking')
-    if isinstance(asked.think, str) and not levels_everywhere and not model.name.startswith("gpt-oss"):
+    everywhere = behaves.think_levels_everywhere or model.name.startswith("gpt-oss")
+    if isinstance(asked.think, str) and not everywhere:
         raise Refusal(400, f'think value "{asked.think}" is not supported for this model')
-    return "thinking" in able and asked.think is not False
+    return "thinking" in able and (behaves.thinks_unasked if asked.think is None else bool(asked.think))
+
+
+def blind(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as a model without vision gets it: of its images only their placeholders are left (measured)."""
+    if not message.get("images"):
+        return message
+    marks = "".join(f"[img-{index}]" for index in range(len(message["images"])))
+    kept = {key: value for key, value in message.items() if key != "images"}
+    return {**kept, "content": marks + message.get("content", "")}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memos_llm.emulators import golang, ollama_requests
 from memos_llm.emulators.ollama_requests import Asked, Refusal
+from memos_llm.emulators.ollama_server import JSON_BARE, SSE
+from memos_llm.emulators.ollama_versions import Behaviour
 
 if TYPE_CHECKING:
     from memos_llm.emulators.ollama_generation import Generation, Record
@@ -53,18 +55,9 @@ _IMAGE_PREFIXES = ("data:;base64,", *(f"data:image/{kind};base64," for kind in (
 _EFFORTS_0_17: Mapping[str, bool | str] = {"none": False, "low": "low", "medium": "medium", "high": "high"}
 _EFFORTS_0_22: Mapping[str, bool | str] = {**_EFFORTS_0_17, "max": "max"}
 _EFFORTS: Mapping[str, bool | str] = {**_EFFORTS_0_22, "minimal": "low", "xhigh": "max", "ultra": "max"}
-_TYPES: Mapping[int, str] = {400: "invalid_request_error", 404: "not_found_error"}
 
 
-def error(refusal: Refusal, *, by_status: bool) -> bytes:
-    """The error body. by_status: the native handler's errors are typed by status (since 0.18.0)."""
-    typed = refusal.by_layer or by_status
-    kind = _TYPES.get(refusal.status, "api_error") if typed else "api_error"
-    body = golang.dumps({"error": {"message": refusal.text, "type": kind, "param": None, "code": None}})
-    return body if refusal.by_layer else body + b"\n"
-
-
-def read_chat(body: bytes, *, since: Callable[[str], bool]) -> tuple[Asked, bool]:
+def read_chat(body: bytes, *, behaves: Behaviour) -> tuple[Asked, bool]:
     """Read a chat completion request into native terms, and whether usage was asked for.
 
     Raises:
@@ -79,7 +72,7 @@ def read_chat(body: bytes, *, since: Callable[[str], bool]) -> tuple[Asked, bool
             raise golang.DecodeError("[] is too short - 'messages'")
         messages = [native for message in raw_messages for native in _native(message)]
         tools = [ollama_requests.tool(item) for item in given.get("tools", [])]
-        think = _think(given, since)
+        think = _think(given, behaves)
         wanted = golang.fields(given.get("response_format"), "ChatCompletionRequest", _FORMAT, "response_format")
     except golang.DecodeError as reason:
         raise Refusal(400, str(reason), by_layer=True) from reason
@@ -95,7 +88,7 @@ def read_chat(body: bytes, *, since: Callable[[str], bool]) -> tuple[Asked, bool
         schema=_schema(wanted),
         options=_options(given),
         think=think,
-        logprobs=given.get("logprobs", False),
+        logprobs=behaves.logprobs and given.get("logprobs", False),
         top_logprobs=given.get("top_logprobs", 0),
         empty=not messages,
     )
@@ -124,12 +117,12 @@ def _schema(wanted: Mapping[str, Any]) -> Any:
     return wanted.get("json_schema", {}).get("schema") if wanted.get("type") == "json_schema" else None
 
 
-def _think(given: Mapping[str, Any], since: Callable[[str], bool]) -> bool | str | None:
+def _think(given: Mapping[str, Any], behaves: Behaviour) -> bool | str | None:
     reasoning = golang.fields(given.get("reasoning"), "ChatCompletionRequest", _EFFORT, "reasoning")
     effort = reasoning.get("effort") or given.get("reasoning_effort")
-    if not effort:
+    if not effort or not behaves.reasoning_effort:
         return None
-    known = _EFFORTS if since("0.32.11") else _EFFORTS_0_22 if since("0.22.0") else _EFFORTS_0_17
+    known = _EFFORTS if behaves.more_efforts else _EFFORTS_0_22 if behaves.think_max else _EFFORTS_0_17
     if effort not in known:
         choices = '"high", "medium", "low", "max", or "none"'
         raise golang.DecodeError(f"invalid reasoning value: '{effort}' (must be {choices})")
@@ -163,11 +156,16 @@ def _part(role: str, part: Any) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         return {"role": role, "content": part["text"]}
     if kind == "image_url":
-        return {"role": role, "content": "", "images": [_image(part.get("image_url"))]}
+        return {"role": role, "content": "", "images": [data_url_image(part.get("image_url"))]}
     raise golang.DecodeError("invalid message format")
 
 
-def _image(given: Any) -> str:
+def data_url_image(given: Any) -> str:
+    """The base64 of an image part; only data URLs are taken.
+
+    Raises:
+        DecodeError: anything else.
+    """
     url = given.get("url") if isinstance(given, dict) else given
     if not isinstance(url, str):
         raise golang.DecodeError("invalid message format")
@@ -198,8 +196,8 @@ class V1Shape:
             (since 0.32.6); before, every delta repeats role and content.
     """
 
-    stream_headers = (("content-type", "text/event-stream"),)
-    whole_headers = (("content-type", "application/json"),)
+    stream_headers = SSE
+    whole_headers = JSON_BARE
     broken = b'data: {"id":"chatcmpl-\n\n'
 
     def __init__(self, asked: Asked, number: int, *, include_usage: bool, finish_alone: bool) -> None:
@@ -219,29 +217,29 @@ class V1Shape:
         if record.thinking:
             delta["reasoning"] = record.thinking
         if record.tool_calls:
-            delta["tool_calls"] = [_openai_call(call) for call in record.tool_calls]
+            delta["tool_calls"] = [openai_call(call) for call in record.tool_calls]
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": None}
         if record.logprobs:
             choice["logprobs"] = {"content": list(record.logprobs)}
-        return _event(self._chunk([choice]))
+        return event(self._chunk([choice]))
 
     def ending(self, generation: Generation) -> list[bytes]:
         """Finish, usage and [DONE], which leave in one chunk (measured)."""
         events = b""
         if generation.calls and generation.calls_at_the_end:
-            delta = {**self._role(), "content": "", "tool_calls": [_openai_call(call) for call in generation.calls]}
-            events += _event(self._chunk([{"index": 0, "delta": delta, "finish_reason": None}]))
+            delta = {**self._role(), "content": "", "tool_calls": [openai_call(call) for call in generation.calls]}
+            events += event(self._chunk([{"index": 0, "delta": delta, "finish_reason": None}]))
         last: dict[str, Any] = {} if self._finish_alone else {"role": "assistant", "content": ""}
-        events += _event(self._chunk([{"index": 0, "delta": last, "finish_reason": _finish(generation)}]))
+        events += event(self._chunk([{"index": 0, "delta": last, "finish_reason": _finish(generation)}]))
         if self._include_usage:
-            events += _event({**self._chunk([]), "usage": _usage(generation)})
+            events += event({**self._chunk([]), "usage": usage(generation)})
         return [events + b"data: [DONE]\n\n"]
 
     def error(self, text: str) -> list[bytes]:
         """A mid-stream error is swallowed: one event without model and content."""
         delta = {**self._role(), "content": ""}
         chunk = {**self._chunk([{"index": 0, "delta": delta, "finish_reason": None}]), "model": ""}
-        return [_event(chunk)]
+        return [event(chunk)]
 
     def whole(self, records: list[Record], generation: Generation, *, finished: bool) -> bytes:
         """A whole completion; unfinished means finish_reason null and zero usage."""
@@ -249,11 +247,11 @@ class V1Shape:
         if generation.answer.thinking:
             message["reasoning"] = generation.answer.thinking_text
         if generation.calls:
-            message["tool_calls"] = [_openai_call(call) for call in generation.calls]
+            message["tool_calls"] = [openai_call(call) for call in generation.calls]
         if not finished:
             return self._completion(message, None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
         logprobs = [one for record in records for one in record.logprobs]
-        return self._completion(message, _finish(generation), _usage(generation), logprobs)
+        return self._completion(message, _finish(generation), usage(generation), logprobs)
 
     def _role(self) -> dict[str, str]:
         if self._finish_alone and self._role_sent:
@@ -285,7 +283,8 @@ class V1Shape:
         return golang.dumps(body) + b"\n"
 
 
-def _event(value: Any) -> bytes:
+def event(value: Any) -> bytes:
+    """One server-sent event."""
     return b"data: " + golang.dumps(value) + b"\n\n"
 
 
@@ -293,16 +292,18 @@ def _finish(generation: Generation) -> str:
     return "tool_calls" if generation.calls else generation.answer.finish
 
 
-def _usage(generation: Generation) -> dict[str, int]:
+def usage(generation: Generation) -> dict[str, int]:
+    """The counts in OpenAI's names."""
     prompt, completion = generation.prompt_tokens, generation.answer.completion_tokens
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
+def openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A native tool call in OpenAI's shape: its arguments are a string."""
     function = call["function"]
     arguments = golang.dumps(function["arguments"]).decode()
     return {
-        "id": call["id"],
+        "id": call.get("id", ""),
         "index": function["index"],
         "type": "function",
         "function": {"name": function["name"], "arguments": arguments},

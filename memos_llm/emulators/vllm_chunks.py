@@ -8,44 +8,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from memos_llm.emulators import answers
 from memos_llm.emulators.answers import Answer
 from memos_llm.emulators.emulator import json_bytes
-from memos_llm.emulators.vllm_requests import Rejection
+from memos_llm.emulators.vllm_versions import Release
 
 DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every object of one response shares. modern: 0.33 or newer; parser: a reasoning parser is set."""
+    """What every object of one response shares. parser: a reasoning parser is set."""
 
     id: str
     created: int
     model: str
-    fingerprint: str
-    modern: bool
+    release: Release
     parser: bool
     prompt_tokens: int
+
+    @property
+    def modern(self) -> bool:
+        """Whether it has the nulls that 0.33 added."""
+        return self.release.has("nulls of 0.33")
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint`."""
+        return f"vllm-{self.release.version}-{answers.token_id(self.model):08x}"
 
 
 def event(value: Any) -> bytes:
     """One SSE event."""
     return b"data: " + json_bytes(value) + b"\n\n"
-
-
-def error_body(rejection: Rejection) -> dict[str, Any]:
-    """The nested error object; `code` is a number."""
-    return {
-        "error": {
-            "message": rejection.message,
-            "type": rejection.kind,
-            "param": rejection.param,
-            "code": rejection.status,
-        }
-    }
 
 
 def usage(frame: Frame, completion: int, reasoning: int, *, whole: bool) -> dict[str, Any]:
@@ -96,13 +94,20 @@ def delta_chunk(frame: Frame, index: int, delta: Mapping[str, Any], logprobs: An
 
 
 def finish_chunk(
-    frame: Frame, index: int, delta: Mapping[str, Any], reason: str, stop_reason: str | None, *, fingerprint: bool
+    frame: Frame,
+    index: int,
+    delta: Mapping[str, Any],
+    reason: str,
+    stop_reason: str | None,
+    shown: dict[str, Any] | None,
+    *,
+    fingerprint: bool,
 ) -> dict[str, Any]:
     """The chunk with finish_reason; the fingerprint is here only without include_usage (measured)."""
     choice: dict[str, Any] = {
         "index": index,
         "delta": delta,
-        "logprobs": None,
+        "logprobs": shown,
         "finish_reason": reason,
         "stop_reason": stop_reason,
         "token_ids": None,
@@ -152,7 +157,12 @@ def _pieces(text: str) -> list[str]:
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-def message(answer: Answer, content: str, reasoning: str | None, ids: Sequence[str]) -> dict[str, Any]:
+def reasoning_fields(release: Release, text: str | None) -> dict[str, str | None]:
+    """`reasoning` alone since 0.16, both names in 0.12, the old one before."""
+    return {name: text for name in ("reasoning", "reasoning_content") if release.has(f"says {name}")}
+
+
+def message(answer: Answer, content: str, reasoning: Mapping[str, str | None], ids: Sequence[str]) -> dict[str, Any]:
     """The message of a whole chat completion; `tool_calls` is left out when there are none."""
     body: dict[str, Any] = {
         "role": "assistant",
@@ -167,7 +177,7 @@ def message(answer: Answer, content: str, reasoning: str | None, ids: Sequence[s
             {"id": i, "type": "function", "function": {"name": c.name, "arguments": arguments_text(c.arguments)}}
             for c, i in zip(answer.tool_calls, ids, strict=True)
         ]
-    return {**body, "reasoning": reasoning}
+    return {**body, **reasoning}
 
 
 def completion(frame: Frame, choices: list[dict[str, Any]], counts: dict[str, Any] | None) -> dict[str, Any]:
@@ -205,12 +215,20 @@ def text_object(
     return body | ({"kv_transfer_params": None} if whole else {})
 
 
-def text_choice(index: int, text: str, reason: str | None, stop_reason: str | None, *, whole: bool) -> dict[str, Any]:
+def text_choice(
+    index: int,
+    text: str,
+    reason: str | None,
+    stop_reason: str | None,
+    shown: dict[str, Any] | None = None,
+    *,
+    whole: bool,
+) -> dict[str, Any]:
     """A choice of a text completion."""
     choice: dict[str, Any] = {
         "index": index,
         "text": text,
-        "logprobs": None,
+        "logprobs": shown,
         "finish_reason": reason,
         "stop_reason": stop_reason,
         "token_ids": None,
@@ -224,7 +242,33 @@ def logprobs(pieces: Sequence[str], top: int) -> dict[str, Any]:
 
 
 def _one_logprob(piece: str, top: int) -> dict[str, Any]:
-    own = -(answers.token_id(piece) % 2000) / 1000
-    ranked = [piece, *(f" other{rank}" for rank in range(1, 21))][: max(0, top)]
-    others = [{"token": t, "logprob": own - rank, "bytes": list(t.encode())} for rank, t in enumerate(ranked)]
-    return {"token": piece, "logprob": own, "bytes": list(piece.encode()), "top_logprobs": others}
+    others = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in _ranked(piece, top)]
+    return {"token": piece, "logprob": _own(piece), "bytes": list(piece.encode()), "top_logprobs": others}
+
+
+def _own(piece: str) -> float:
+    return -(answers.token_id(piece) % 2000) / 1000
+
+
+def _ranked(piece: str, top: int) -> list[tuple[str, float]]:
+    tokens = [piece, *(f" other{rank}" for rank in range(1, 21))][: max(0, top)]
+    return [(token, _own(piece) - rank) for rank, token in enumerate(tokens)]
+
+
+def text_logprobs(pieces: Sequence[str], top: int, *, offset: int, prompt: int = 0) -> dict[str, Any]:
+    """Logprobs of a text completion: arrays by token.
+
+    Args:
+        offset: characters before the first piece. prompt: how many pieces are of an echoed prompt; the first token
+            of a prompt follows nothing, so it has no probability.
+    """
+    first = prompt > 0
+    starts = accumulate((len(piece) for piece in pieces[:-1]), initial=offset) if pieces else []
+    return {
+        "text_offset": list(starts),
+        "token_logprobs": [None if first and at == 0 else _own(piece) for at, piece in enumerate(pieces)],
+        "tokens": list(pieces),
+        "top_logprobs": [
+            None if first and at == 0 else dict(_ranked(piece, max(1, top))) for at, piece in enumerate(pieces)
+        ],
+    }

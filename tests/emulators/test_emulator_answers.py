@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memos_llm.emulators import expected
-from memos_llm.emulators.answers import sample, tokens
+from memos_llm.emulators.answers import tokens
+from memos_llm.emulators.documents import sample
 
 IMAGE = "iVBORw0KGgo="
 

@@ -26,8 +26,10 @@ from memos_llm.emulators import (
     vllm_requests,
 )
 from memos_llm.emulators.ollama_requests import Refusal
+from memos_llm.emulators.ollama_versions import behaviour
 from memos_llm.emulators.vllm_requests import Rejection
 
+NEWEST = behaviour("0.33.0")
 ODD: list[Any] = [
     None,
     True,
@@ -105,6 +107,45 @@ GENERATE: dict[str, Any] = {
 TEXT: dict[str, Any] = {"model": "m", "prompt": ["x", "y"], "max_tokens": 5, "stop": "z", "echo": True, "logprobs": 1}
 
 
+EMBED: dict[str, Any] = {
+    "model": "m",
+    "input": ["x", ""],
+    "truncate": False,
+    "dimensions": 3,
+    "keep_alive": "5m",
+    "options": {"num_ctx": 512},
+}
+RESPONSE: dict[str, Any] = {
+    "model": "m",
+    "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
+        {"type": "reasoning", "encrypted_content": "t"},
+        {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "sunny"},
+    ],
+    "instructions": "s",
+    "tools": [{"type": "function", **WEATHER_TOOL["function"]}],
+    "reasoning": {"effort": "low"},
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}},
+    "max_output_tokens": 9,
+}
+MESSAGE: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 20,
+    "system": [{"type": "text", "text": "s"}],
+    "messages": [
+        {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "AA=="}}]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "get_weather", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "sunny"}]},
+    ],
+    "tools": [{"name": "get_weather", "input_schema": {"type": "object"}}],
+    "thinking": {"type": "enabled", "budget_tokens": 5},
+    "output_config": {"effort": "low"},
+    "stop_sequences": ["z"],
+}
+MANAGED: dict[str, Any] = {"model": "m2", "from": "m", "files": {"a": "b"}, "parameters": {}, "stream": False}
+
+
 def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if at:
         yield at
@@ -128,6 +169,13 @@ def changed(body: Any, at: tuple[Any, ...], value: Any) -> Any:
         ("ollama", "/api/chat", CHAT),
         ("ollama", "/api/generate", GENERATE),
         ("ollama", "/v1/chat/completions", OPENAI),
+        ("ollama", "/v1/completions", {**TEXT, "prompt": "x", "suffix": "y", "seed": 1, "top_p": 0}),
+        ("ollama", "/v1/responses", RESPONSE),
+        ("ollama", "/v1/messages", MESSAGE),
+        ("ollama", "/api/embed", EMBED),
+        ("ollama", "/api/embeddings", {"model": "m", "prompt": "x", "options": {}, "keep_alive": 1}),
+        ("ollama", "/v1/embeddings", {"model": "m", "input": ["x"], "encoding_format": "base64", "dimensions": 3}),
+        ("ollama", "/api/show", {"model": "m", "verbose": True, "system": "s", "options": {}}),
         ("vllm", "/v1/chat/completions", OPENAI),
         ("vllm", "/v1/completions", TEXT),
         ("vllm", "/tokenize", {"model": "m", "messages": OPENAI["messages"], "tools": OPENAI["tools"]}),
@@ -281,7 +329,7 @@ def _civil(got: Answered) -> bool:
 @given(st.binary(max_size=60))
 def test_any_bytes_decode_or_are_refused(body: bytes) -> None:
     with contextlib.suppress(Refusal):
-        ollama_requests.read_chat(body)
+        ollama_requests.read_chat(body, NEWEST)
     with contextlib.suppress(Rejection):
         vllm_requests.read_json(body, "application/json")
 

@@ -1,0 +1,44 @@
+"""Who is let in at all: Ollama's checks of Host and Origin, before any route (measured on 0.17.4)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from memos_llm.emulators.wire import Exchange
+
+_ORIGIN_SCHEMES = ("app", "file", "tauri", "vscode-webview", "vscode-file")
+_ORIGIN_HOSTS = ("localhost", "127.0.0.1", "0.0.0.0")
+
+
+def admitted(exchange: Exchange, *, loopback: bool) -> bool:
+    """Whether the request may pass; an allowed Origin is echoed. loopback: bound to it, so Host is checked too."""
+    headers = exchange.request.headers
+    if loopback and not _host_allowed(headers.get("host", "")):
+        return False
+    origin = headers.get("origin")
+    if origin is None or origin == f"http://{headers.get('host')}":
+        return True
+    if not _origin_allowed(origin):
+        return False
+    exchange.extra_headers += [("access-control-allow-origin", origin), ("vary", "Origin")]
+    return True
+
+
+def _host_allowed(host: str) -> bool:
+    name = (urlsplit(f"//{host}").hostname or "").lower()
+    if name in ("", "localhost", socket.gethostname().lower()) or name.endswith((".localhost", ".local", ".internal")):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private or address.is_unspecified
+
+
+def _origin_allowed(origin: str) -> bool:
+    parts = urlsplit(origin)
+    if parts.scheme in _ORIGIN_SCHEMES:
+        return True
+    return parts.scheme in ("http", "https") and parts.hostname in _ORIGIN_HOSTS

@@ -1,0 +1,91 @@
+"""A whole migration as the applications meet it: chat and embeddings on both sides, one gateway, one share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stack import ME, document, open_gateway, settings
+
+from memos_llm.core.commands import Shift, Verify
+from memos_llm.core.events import RequestEnded
+from memos_llm.core.flags import EMBEDDING, PPM, Verification
+from memos_llm.emulators import OllamaEmulator, OllamaModel, VllmEmulator
+from memos_llm.testing import Recorder
+
+CHAT, EMBED = "qwen3:8b", "mxbai-embed-large"
+SERVED_CHAT, SERVED_EMBED = "Qwen/Qwen3-8B", "mixedbread-ai/mxbai-embed-large-v1"
+SIDES = {"share 0": 0.0, "share 1": 1.0}
+VOICE = {0.0: "Ollama answers", 1.0: "vLLM replies"}
+DIMENSION = 64
+OLD_EMBED = OllamaModel(EMBED, ("embedding",), context_length=512, family="bert", dimension=DIMENSION)
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "the weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+SCHEMA: dict[str, Any] = {
+    "title": "weather",
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "degrees": {"type": "integer"}},
+    "required": ["city", "degrees"],
+}
+ASKS_FOR_TOOL = "What is the weather in Oslo? tool:get_weather"
+
+
+class Facade(NamedTuple):
+    """The gateway's address, who answers behind it at this share, and what it told."""
+
+    url: str
+    share: float
+    told: Recorder
+
+    @property
+    def voice(self) -> str:
+        return VOICE[self.share]
+
+    @property
+    def provider(self) -> str:
+        return "vllm" if self.share else "ollama"
+
+    def served_by(self) -> set[str]:
+        """Who served what was asked so far."""
+        return {event.provider for event in self.told.of(RequestEnded)}
+
+
+@asynccontextmanager
+async def open_facade(folder: Path, share: float) -> AsyncIterator[Facade]:
+    """Three back ends, the gateway, both shares at `share`; the embedding model is verified to be the same."""
+    async with (
+        OllamaEmulator(port=0, models=[CHAT, OLD_EMBED], space="mxbai") as ollama,
+        VllmEmulator(port=0, models=[SERVED_CHAT]) as chat,
+        VllmEmulator(
+            port=0, models=[SERVED_EMBED], task="embed", space="mxbai", dimension=DIMENSION, max_model_len=512
+        ) as embed,
+    ):
+        config = document(
+            ollama.url,
+            chat.url,
+            folder,
+            models={
+                CHAT: {
+                    "aliases": ["qwen3"],
+                    "vllm": {"name": SERVED_CHAT, "thinking": "enable_thinking", "split_think_tags": True},
+                },
+                EMBED: {"vllm": SERVED_EMBED},
+            },
+        )
+        endpoints = [{"url": chat.url}, {"url": embed.url, "models": [SERVED_EMBED]}]
+        config["providers"]["vllm"] = {"kind": "vllm", "endpoints": endpoints}
+        async with open_gateway(settings(folder, config)) as (runtime, told, url):
+            proof = Verification(
+                baseline=EMBED, candidate=SERVED_EMBED, dimension=DIMENSION, cosine_min=1.0, texts=1, at=0.0
+            )
+            await runtime.live.submit(Verify(provider="vllm", model=EMBED, proof=proof), ME)
+            share_ppm = round(share * PPM)
+            await runtime.live.submit(Shift(provider="vllm", share_ppm=share_ppm), ME)
+            await runtime.live.submit(Shift(provider="vllm", share_ppm=share_ppm, scope=EMBEDDING), ME)
+            yield Facade(url, share, told)

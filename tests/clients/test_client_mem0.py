@@ -1,0 +1,57 @@
+"""Mem0, with both of its providers: it asks its model, embeds what it keeps, finds it again; only the URL is ours."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
+
+
+@pytest.fixture(params=SIDES.values(), ids=list(SIDES))
+async def facade(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Facade]:
+    async with open_facade(tmp_path, request.param) as opened:
+        yield opened
+
+
+def configured(kind: str, facade: Facade, folder: Path) -> dict[str, Any]:
+    if kind == "ollama":
+        llm: dict[str, Any] = {"model": CHAT, "ollama_base_url": facade.url}
+        embedder: dict[str, Any] = {"model": EMBED, "ollama_base_url": facade.url}
+    else:
+        llm = {"model": CHAT, "openai_base_url": f"{facade.url}/v1", "api_key": "any"}
+        embedder = {"model": EMBED, "openai_base_url": f"{facade.url}/v1", "api_key": "any"}
+        embedder["embedding_dims"] = DIMENSION
+    store = {"path": str(folder / "qdrant"), "embedding_model_dims": DIMENSION, "collection_name": "memories"}
+    return {
+        "llm": {"provider": kind, "config": llm},
+        "embedder": {"provider": kind, "config": embedder},
+        "vector_store": {"provider": "qdrant", "config": store},
+        "history_db_path": str(folder / "history.db"),
+    }
+
+
+def remember(kind: str, facade: Facade, folder: Path) -> None:
+    from mem0 import Memory
+
+    memory = Memory.from_config(configured(kind, facade, folder))
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    assert facade.voice in str(memory.llm.generate_response(question))
+    called = memory.llm.generate_response([{"role": "user", "content": ASKS_FOR_TOOL}], tools=[TOOL])
+    assert called["tool_calls"][0]["name"] == "get_weather"
+    for text in ("The cat sleeps on the mat", "Paris is the capital of France"):
+        memory.add(text, user_id="u", infer=False)
+    found = memory.search("where does the cat sleep", filters={"user_id": "u"}, top_k=2)["results"]
+    assert found[0]["memory"] == "The cat sleeps on the mat"
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+async def test_it_asks_remembers_and_finds(
+    kind: str, facade: Facade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEM0_TELEMETRY", "False")
+    monkeypatch.setenv("MEM0_DIR", str(tmp_path / "mem0"))
+    await asyncio.to_thread(remember, kind, facade, tmp_path)
+    assert facade.served_by() == {facade.provider}
