@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from memos_llm.core.version import VERSION
 
 if TYPE_CHECKING:
+    from memos_llm.core.call import Usage
     from memos_llm.core.errors import (
         BadRequest,
         ConfigError,
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
         StoreUnreachable,
         StreamBroken,
         Timeout,
+        Unauthorized,
         Unavailable,
     )
+    from memos_llm.core.policy import ProviderSpec
     from memos_llm.core.ports import LLMProvider
-    from memos_llm.core.responses import EmbeddingResponse, LLMResponse, StreamChunk, ToolCall
+    from memos_llm.core.responses import EmbeddingResponse, LLMResponse, Options, StreamChunk, ToolCall
     from memos_llm.library import Router, SyncRouter
+    from memos_llm.providers.litellm import LiteLLMProvider
     from memos_llm.providers.typed import OllamaProvider, VllmProvider
 
 __version__ = VERSION
@@ -49,11 +53,15 @@ _HOMES = {
         "StoreUnreachable",
         "StreamBroken",
         "Timeout",
+        "Unauthorized",
         "Unavailable",
     ),
+    "memos_llm.core.call": ("Usage",),
+    "memos_llm.core.policy": ("ProviderSpec",),
     "memos_llm.core.ports": ("LLMProvider",),
-    "memos_llm.core.responses": ("EmbeddingResponse", "LLMResponse", "StreamChunk", "ToolCall"),
+    "memos_llm.core.responses": ("EmbeddingResponse", "LLMResponse", "Options", "StreamChunk", "ToolCall"),
     "memos_llm.library": ("Router", "SyncRouter"),
+    "memos_llm.providers.litellm": ("LiteLLMProvider",),
     "memos_llm.providers.typed": ("OllamaProvider", "VllmProvider"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,10 +77,13 @@ __all__ = [
     "LLMError",
     "LLMProvider",
     "LLMResponse",
+    "LiteLLMProvider",
     "ModelNotFound",
     "NotOffered",
     "OllamaProvider",
+    "Options",
     "Overloaded",
+    "ProviderSpec",
     "Refused",
     "Router",
     "StoreUnreachable",
@@ -81,7 +92,9 @@ __all__ = [
     "SyncRouter",
     "Timeout",
     "ToolCall",
+    "Unauthorized",
     "Unavailable",
+    "Usage",
     "VllmProvider",
     "__version__",
 ]

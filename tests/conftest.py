@@ -1,6 +1,7 @@
 """Fixtures of the outermost tests; each test has a home folder of its own, so that none meets a user's files."""
 
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,10 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     async with open_stack(tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+def swept() -> Iterator[None]:
+    """What a client library left open is swept up with its own test, and not blamed on a later one."""
+    yield
+    gc.collect()

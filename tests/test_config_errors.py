@@ -39,6 +39,12 @@ WRONG: list[tuple[str, str]] = [
     ("rollback: {min_requests: many}", "rollback.min_requests: must be a valid integer"),
     ("timeouts: {idle_s: null}", "timeouts.idle_s: must be a valid number"),
     ("timeouts: {connect_s: .inf}", "timeouts.connect_s: must be a finite number"),
+    ("providers: {ollama: {max_inflight: 0}}", "providers.ollama.max_inflight: must be greater than or equal to 1"),
+    ("providers: {ollama: {queue_s: 0}}", "providers.ollama.queue_s: must be greater than 0"),
+    (
+        "providers: {vllm: {own_loads: false}}",
+        "providers.vllm.own_loads: is a setting of the kind ollama, and vllm is vllm",
+    ),
     ("retries: true", "retries: must be a number"),
     ("retries: -1", "retries: must be greater than or equal to 0"),
     ("shadow: {capture: all}", "shadow.capture: must be one of 'none', 'hash' or 'text'"),

@@ -1,8 +1,9 @@
-"""`llmctl`: thin commands over the library, the control plane and the store; nothing is decided here.
+"""`llmctl`: thin commands over `operate`, the control plane's verbs; nothing is decided here.
 
     command  shared options, one place for them     output   the one place that prints
-    failures errors → one line and an exit code     opening  settings, store, live flags, probes of one command
-    init serve status shift rearm history explain emulate config demo: the commands, one file per group
+    failures errors → one line and an exit code     opening  settings, store, live flags of one command
+    desk     where a verb is done: on the store …   remote   … or by a running gateway
+    init serve status shift history incidents explain config keys store embeddings emulate demo: the commands
 
 What a command needs is imported inside it, so that `--help` and the quick commands stay quick.
 """

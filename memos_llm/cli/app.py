@@ -7,13 +7,29 @@ from typing import Annotated
 import typer
 
 from memos_llm import __version__
-from memos_llm.cli import config, demo_entry, emulate, explain, failures, history, init, serve, shift, status
-from memos_llm.cli.command import Cli, ConfigOption, JsonOption, StoreOption
+from memos_llm.cli import (
+    adoption,
+    config,
+    demo_entry,
+    embeddings,
+    emulate,
+    explain,
+    failures,
+    history,
+    incidents,
+    init,
+    keys,
+    serve,
+    shift,
+    status,
+)
+from memos_llm.cli.command import Cli, ConfigOption, GatewayOption, JsonOption, StoreOption
 
 HELP = """Move LLM traffic from one provider to another, step by step, and back at once.
 
 The flags (shares, latches, history) live in a store that every gateway and every process with the library follows;
-these commands read and change it. --config, --store and --json may stand before or after a command.
+these commands read and change it, or ask a running gateway to (--gateway URL, or MEMOS_LLM_GATEWAY_URL).
+--config, --store, --gateway and --json may stand before or after a command.
 
 \b
 Example:
@@ -45,17 +61,24 @@ def _shared(
     ctx: typer.Context,
     config: ConfigOption = None,
     store: StoreOption = None,
+    gateway: GatewayOption = None,
     json: JsonOption = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    ctx.obj = Cli(config=config, store=store, json=json)
+    ctx.obj = Cli(config=config, store=store, gateway=gateway, json=json)
 
 
-for group in (init, serve, status, shift, history, explain, emulate, demo_entry):
+for group in (init, serve, status, shift, history, incidents, explain, emulate, demo_entry):
     group.register(app)
-app.add_typer(config.app, name="config")
+for name, group_app in (
+    ("embeddings", embeddings.app),
+    ("config", config.app),
+    ("keys", keys.app),
+    ("store", adoption.app),
+):
+    app.add_typer(group_app, name=name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

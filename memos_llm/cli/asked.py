@@ -1,6 +1,6 @@
 """What a `shift` was asked for, read and checked before anything is opened; what it refuses names the way out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,26 @@ from memos_llm.cli import failures
 if TYPE_CHECKING:
     from memos_llm.config import Settings
 
-EVERYTHING, EMBEDDING = "*", "embedding"
 _OPTIONS = ("component", "reason", "require-all", "new-index")
+
+
+def share(arguments: Sequence[str], settings: "Settings | None") -> tuple[str, str]:
+    """Provider and share out of `--<candidate> 0.3` or `--<candidate>=0.3`, which typer cannot know of.
+
+    Without settings (a gateway knows them) any name may be the candidate's: the gateway says.
+    """
+    from memos_llm.core.flags import parse_share
+
+    name = "CANDIDATE" if settings is None else candidate(settings)
+    options = _options(arguments, name)
+    if settings is None and len(options) == 1:
+        name = options[0][0]
+    value = _value(options, name, settings)
+    try:
+        parse_share(value)
+    except ValueError as error:
+        raise failures.usage(f"--{name}: {error}") from None
+    return name, value
 
 
 def candidate(settings: "Settings") -> str:
@@ -18,21 +36,6 @@ def candidate(settings: "Settings") -> str:
     if settings.candidate is None:
         raise failures.usage("no candidate is configured: name the provider you move to under `candidate`")
     return settings.candidate
-
-
-def share_ppm(arguments: Sequence[str], settings: "Settings") -> int:
-    """The share out of `--<candidate> 0.3` or `--<candidate>=0.3`, which typer cannot know of."""
-    from memos_llm.core.errors import Refused
-    from memos_llm.core.flags import parse_share
-
-    name = candidate(settings)
-    value = _value(_options(arguments, name), name, settings)
-    if not settings.providers[name].enabled:
-        raise Refused(f"{name} is switched off: set providers.{name}.enabled to true first")
-    try:
-        return parse_share(value)
-    except ValueError as error:
-        raise failures.usage(f"--{name}: {error}") from None
 
 
 def _options(arguments: Sequence[str], name: str) -> list[tuple[str, str]]:
@@ -48,9 +51,9 @@ def _options(arguments: Sequence[str], name: str) -> list[tuple[str, str]]:
     return options
 
 
-def _value(options: Sequence[tuple[str, str]], name: str, settings: "Settings") -> str:
+def _value(options: Sequence[tuple[str, str]], name: str, settings: "Settings | None") -> str:
     for given, _ in options:
-        if given != name:
+        if settings is not None and given != name:
             raise failures.usage(_not_the_candidate(given, name, settings))
     if not options:
         raise failures.usage(f"no share was given: {_how(name)}")
@@ -75,31 +78,12 @@ def _not_the_candidate(name: str, candidate: str, settings: "Settings") -> str:
     return f"no such option: --{name}; {guess}the share's option is --{candidate}, the candidate"
 
 
-def scope(component: str | None) -> str:
-    """The scope that `--component` names; everything without it."""
+def check_scope(component: str | None, *, new_index: bool = False) -> None:
+    """What `--component` and `--new-index` may be."""
     from memos_llm.core.call import COMPONENT
+    from memos_llm.core.flags import EMBEDDING, GLOBAL
 
-    if component is None:
-        return EVERYTHING
-    if component != EVERYTHING and not COMPONENT.fullmatch(component):
+    if component not in (None, GLOBAL) and not COMPONENT.fullmatch(component or ""):
         raise failures.usage(f"--component {component!r}: letters, digits, and . _ : -, 64 at most")
-    return component
-
-
-def check_new_index(new_index: bool, scope: str) -> None:
-    if new_index and scope != EMBEDDING:
+    if new_index and component != EMBEDDING:
         raise failures.usage("--new-index goes with --component embedding only")
-
-
-def doubts(scope: str, settings: "Settings") -> Iterator[str]:
-    """What makes a share of this scope look like a mistake, though it is none for certain."""
-    pinned = settings.policy().pins.get(scope)
-    if pinned is not None:
-        yield (
-            f"{scope} is pinned to {pinned} by the configuration: its share has no effect until "
-            f"routing.components.{scope} is `share`"
-        )
-    known = settings.components()
-    if scope != EVERYTHING and scope not in known:
-        close = get_close_matches(scope, known, 1)
-        yield f"the configuration names no component {scope}" + (f"; did you mean {close[0]}?" if close else "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from memos_llm.cli.desk import Desk
     from memos_llm.cli.output import Output
     from memos_llm.config import Settings
 
@@ -20,6 +21,7 @@ T = TypeVar("T")
 Function = Callable[..., int | None]
 
 STORE_VARIABLE = "MEMOS_LLM_STORE"  # `--store` is this variable's value: one way in, one validation
+GATEWAY_VARIABLE = "MEMOS_LLM_GATEWAY_URL"
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="The configuration file.", show_default=False)
@@ -27,10 +29,14 @@ ConfigOption = Annotated[
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="URL", help="The store, instead of the configured one.")
 ]
+GatewayOption = Annotated[
+    str | None, typer.Option("--gateway", metavar="URL", help="Ask this running gateway instead of the store.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 SHARED: Mapping[str, tuple[Any, Any]] = {
     "config": (ConfigOption, None),
     "store": (StoreOption, None),
+    "gateway": (GatewayOption, None),
     "json": (JsonOption, False),
 }
 
@@ -38,8 +44,15 @@ SHARED: Mapping[str, tuple[Any, Any]] = {
 class Cli:
     """What a command has at hand: the shared options, the output, the configuration."""
 
-    def __init__(self, *, config: Path | None = None, store: str | None = None, json: bool = False) -> None:
-        self.config, self.store, self.json = config, store, json
+    def __init__(
+        self,
+        *,
+        config: Path | None = None,
+        store: str | None = None,
+        gateway: str | None = None,
+        json: bool = False,
+    ) -> None:
+        self.config, self.store, self.gateway, self.json = config, store, gateway, json
 
     @functools.cached_property
     def out(self) -> "Output":
@@ -71,6 +84,31 @@ class Cli:
                 error.message.replace(f"environment variable {STORE_VARIABLE}: store", "--store")
             ) from None
 
+    @property
+    def gateway_url(self) -> str | None:
+        """The gateway to ask, if any: the option's, else the variable's unless a store was named.
+
+        Raises:
+            Failure: both were named.
+        """
+        from memos_llm.cli import failures
+
+        if self.gateway and self.store:
+            raise failures.usage("--gateway and --store exclude each other: a gateway works on its own store")
+        return self.gateway or (None if self.store else self.environ.get(GATEWAY_VARIABLE) or None)
+
+    @property
+    def desk(self) -> "Desk":
+        """Where the verbs are done."""
+        url = self.gateway_url
+        if url is not None:
+            from memos_llm.cli.remote import GatewayDesk
+
+            return GatewayDesk(url, self.environ)
+        from memos_llm.cli.desk import StoreDesk
+
+        return StoreDesk(self.settings)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         import asyncio
 
@@ -80,7 +118,12 @@ class Cli:
         """These options over the ones given before the command's name."""
         if before is None:
             return self
-        return Cli(config=self.config or before.config, store=self.store or before.store, json=self.json or before.json)
+        return Cli(
+            config=self.config or before.config,
+            store=self.store or before.store,
+            gateway=self.gateway or before.gateway,
+            json=self.json or before.json,
+        )
 
 
 def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Function], Function]:

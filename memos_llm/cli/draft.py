@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from memos_llm.cli.pairs import Proposal, is_embedding, propose, thinking
-from memos_llm.cli.probing import Health
+from memos_llm.cli.pairs import Proposal, confidence, propose, thinking
 from memos_llm.core.policy import ProviderSpec
+from memos_llm.operate.names import is_embedding
+from memos_llm.operate.probing import Health
 
 BASELINE, CANDIDATE = "ollama", "vllm"
 
@@ -22,7 +23,7 @@ _TAIL = """
 routing:
   share: 0.0                # a new store starts here
   components:               # share follows the split; baseline stays where it is
-    embedding: baseline
+    embedding: baseline     # share, once `llmctl embeddings verify` has found the vectors equal
 """
 
 
@@ -66,9 +67,12 @@ def _lines(found: Found) -> Iterator[str]:
 def _provider(spec: ProviderSpec, found: Found) -> Iterator[str]:
     yield f"  {spec.name}:"
     yield f"    kind: {spec.kind}"
-    for endpoint in spec.endpoints:
-        silent = "" if found.is_up(spec.name) else "      # did not answer"
-        yield f"    base_url: {_quoted(endpoint.url)}{silent}"
+    silent = "" if found.is_up(spec.name) else "      # did not answer"
+    if len(spec.endpoints) == 1:
+        yield f"    base_url: {_quoted(spec.endpoints[0].url)}{silent}"
+    else:
+        yield "    endpoints:              # each serves the models that it lists itself"
+        yield from (f"      - {{url: {_quoted(endpoint.url)}}}" for endpoint in spec.endpoints)
     if spec.kind == "vllm":
         yield '    api_key: "${VLLM_API_KEY:-}"'
 
@@ -76,15 +80,19 @@ def _provider(spec: ProviderSpec, found: Found) -> Iterator[str]:
 def _models(found: Found) -> Iterator[str]:
     proposal = found.proposal()
     yield f"# {found.baseline}'s name, and the same model's name on {found.candidate}: matched by name, so have a look"
-    yield "models:" if proposal.pairs else "models: {}"
+    yield "models:"
     for here, there in proposal.pairs:
         yield f"  {_quoted(here)}:"
         switch = thinking(here)
         extra = f", thinking: {switch}, split_think_tags: true" if switch else ""
-        yield f"    {found.candidate}: {{name: {_quoted(there)}{extra}}}"
+        sure, why = confidence(here, there)
+        yield f"    {found.candidate}: {{name: {_quoted(there)}{extra}}}  # confidence {sure}: {why}"
     if not proposal.pairs:
         yield f"#  {_quoted('qwen3:8b')}:"
         yield f"#    {found.candidate}: {{name: {_quoted('Qwen/Qwen3-8B')}}}"
+    for here, there in proposal.vectors:
+        yield "#  an embedding model: uncomment, then `llmctl embeddings verify`; until then it stays where it is"
+        yield f"#  {_quoted(here)}: {{{found.candidate}: {_quoted(there)}}}"
     yield from _alone(found.baseline, proposal.alone_here, f"stays on {found.baseline}")
     yield from _alone(found.candidate, proposal.alone_there, f"{found.baseline} has no such model")
 
@@ -104,10 +112,17 @@ def document(found: Found) -> dict[str, Any]:
     proposal = found.proposal()
     return {
         "providers": {
-            spec.name: {"url": spec.endpoints[0].url, "up": found.is_up(spec.name), "models": found.models(spec.name)}
+            spec.name: {
+                "url": spec.endpoints[0].url,
+                "urls": [each.url for each in spec.endpoints],
+                "up": found.is_up(spec.name),
+                "models": found.models(spec.name),
+            }
             for spec in found.specs
         },
         "pairs": dict(proposal.pairs),
+        "confidence": {here: confidence(here, there)[0] for here, there in proposal.pairs},
+        "embeddings": dict(proposal.vectors),
         "unmatched": {found.baseline: proposal.alone_here, found.candidate: proposal.alone_there},
     }
 
@@ -122,7 +137,10 @@ def view(found: Found) -> Iterator[str]:
         yield "  neither server answers: these are the defaults; edit the file, or start them and use --force"
     proposal = found.proposal()
     for here, there in proposal.pairs:
-        yield f"  {here} = {there}"
+        sure, why = confidence(here, there)
+        yield f"  {here} = {there} (confidence {sure}: {why})"
+    for here, there in proposal.vectors:
+        yield f"  {here} = {there}? (embeddings: in the file as a comment, to be verified first)"
     for provider, names in ((found.baseline, proposal.alone_here), (found.candidate, proposal.alone_there)):
         if names:
             yield f"  no partner on the other side for {', '.join(names)} ({provider})"

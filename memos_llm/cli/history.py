@@ -1,16 +1,11 @@
 """`history`: who changed what, when, why."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from memos_llm.cli import failures
 from memos_llm.cli.command import Cli, command
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from memos_llm.core.commands import Audit
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 def history(
     cli: Cli,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, newest first.")] = 100,
 ) -> int:
     """Show the changes of the flags: when, who, what, why. Newest first.
 
@@ -34,7 +29,7 @@ def history(
 
     from memos_llm.cli.output import percent, table
 
-    entries = cli.run(_read(cli, limit))
+    entries = cli.run(cli.desk.history(limit)).entries
     rows = [
         (
             str(entry.revision),
@@ -49,10 +44,3 @@ def history(
     shown = table(("rev", "at", "command", "scope", "share", "who, why"), rows, right=("rev",))
     cli.out.result({"entries": to_builtins(entries)}, shown if rows else "nothing has been changed yet")
     return failures.DONE
-
-
-async def _read(cli: Cli, limit: int) -> "Sequence[Audit]":
-    from memos_llm.cli.opening import opened_store
-
-    async with opened_store(cli.settings) as store:
-        return await store.history(limit)

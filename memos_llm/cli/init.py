@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from memos_llm.cli.draft import Found
     from memos_llm.core.flags import Flags
 
+BESIDE = (8001, 8002, 8003, 8080, 8100)  # where a second vLLM, or the only one, is usually put
 DEFAULT_PATH = Path("config/memos_llm.yaml")
 
 
@@ -25,9 +26,9 @@ def init(
 ) -> int:
     """Find Ollama and vLLM, propose which model is which, write the configuration, seed the store.
 
-    It asks OLLAMA_HOST (else :11434) and VLLM_BASE_URL (else :8000) for their models and pairs them by name; what has
-    no partner is listed as a comment. Nothing is sent to a model and nothing is shifted: the share starts at 0. The
-    file is config/memos_llm.yaml, or what --config names.
+    It asks OLLAMA_HOST (else :11434) and VLLM_BASE_URL (else :8000, and the usual ports beside it) for their models and
+    pairs them by name, saying how sure it is; embedding models and what has no partner are comments. Nothing is sent to
+    a model and nothing is shifted: the share starts at 0. The file is config/memos_llm.yaml, or what --config names.
 
     \b
     Example:
@@ -54,12 +55,28 @@ def _path(cli: Cli) -> Path:
 
 
 async def _look(cli: Cli) -> "Found":
-    from memos_llm.cli.draft import Found
-    from memos_llm.cli.probing import probe_all
+    """Ask every place at once. A server at one of the further ports counts only if it lists models."""
+    from msgspec.structs import replace
+
+    from memos_llm.cli.draft import CANDIDATE, Found
     from memos_llm.config import parse
+    from memos_llm.core.policy import Endpoint
+    from memos_llm.operate.probing import probe_all
 
     specs = parse(b"", cli.environ).provider_specs()
-    return Found(specs=specs, health=await probe_all(specs))
+    usual = () if cli.environ.get("VLLM_BASE_URL") else tuple(Endpoint(f"http://localhost:{port}") for port in BESIDE)
+    health = dict(
+        await probe_all(
+            replace(spec, endpoints=(*spec.endpoints, *usual)) if spec.name == CANDIDATE else spec for spec in specs
+        )
+    )
+    found = health[CANDIDATE]
+    kept = [one for one in found if one.up and one.models] or list(found[:1])
+    health[CANDIDATE] = tuple(kept)
+    ends = tuple(Endpoint(one.url) for one in kept)
+    return Found(
+        specs=tuple(replace(spec, endpoints=ends) if spec.name == CANDIDATE else spec for spec in specs), health=health
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,7 +5,8 @@ colours and line drawing motion out when nobody is looking (not a terminal).
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -37,6 +38,15 @@ class Output:
             return
         for part in view:
             self._answer.print(part, soft_wrap=isinstance(part, str | Text))
+
+    @contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Callable[[str, int], None]]:
+        """A bar on stderr while a terminal looks at it; call what it gives with (what, how many more)."""
+        from rich.progress import Progress
+
+        with Progress(console=self._aside, transient=True, disable=not self._aside.is_terminal) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda what, more: bar.update(task, advance=more, description=f"{label} ({what})")
 
     def note(self, text: str) -> None:
         """Something said about the answer."""

@@ -4,19 +4,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memos_llm.cli import asked
+from memos_llm.cli import asked, completion, failures
 from memos_llm.cli.command import Cli, command
 
 if TYPE_CHECKING:
-    from memos_llm.core.commands import Command
+    from collections.abc import Iterator
+
+    from memos_llm.operate.documents import Change
 
 ComponentOption = Annotated[
-    str | None, typer.Option("--component", metavar="NAME", help="One component only; default: everything (*).")
+    str | None,
+    typer.Option(
+        "--component",
+        metavar="NAME",
+        help="One component only; default: everything (*).",
+        autocompletion=completion.components,
+    ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")]
 RequireAllOption = Annotated[
     bool, typer.Option("--require-all", help="Exit 4 unless every live instance is seen to follow.")
 ]
+
+WaitOption = Annotated[
+    float, typer.Option("--wait", metavar="SECONDS", min=0, max=10, help="How long to wait for the instances.")
+]
+WAIT_S = 10.0
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +37,7 @@ def register(app: typer.Typer) -> None:
         app,
         "shift",
         short_help="Set the candidate's share of the traffic.",
+        cls=completion.WithCandidate,
         options_metavar="--CANDIDATE SHARE [OPTIONS]",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},  # the candidate's name is one
     )(shift)
@@ -37,6 +51,7 @@ def shift(
     component: ComponentOption = None,
     reason: ReasonOption = "",
     require_all: RequireAllOption = False,
+    wait: WaitOption = WAIT_S,
     new_index: Annotated[
         bool, typer.Option("--new-index", help="With --component embedding: the index is built anew.")
     ] = False,
@@ -53,16 +68,14 @@ def shift(
       llmctl shift --vllm 30% --component synthesis
       llmctl shift --vllm 0 --require-all
     """
-    from memos_llm.core.commands import Shift
+    from memos_llm.operate.orders import ShiftOrder
 
-    settings = cli.settings
-    share_ppm = asked.share_ppm(ctx.args, settings)
-    scope = asked.scope(component)
-    asked.check_new_index(new_index, scope)
-    wanted = Shift(provider=asked.candidate(settings), share_ppm=share_ppm, scope=scope, reason=reason.strip())
-    for warning in asked.doubts(scope, settings):
-        cli.out.warn(warning)
-    return _submit(cli, wanted, require_all)
+    provider, share = asked.share(ctx.args, None if cli.gateway_url else cli.settings)
+    asked.check_scope(component, new_index=new_index)
+    order = ShiftOrder(
+        provider=provider, share=share, component=component, reason=reason, new_index=new_index, wait_s=wait
+    )
+    return tell(cli, cli.run(cli.desk.shift(order)), require_all=require_all)
 
 
 def rollback(
@@ -70,6 +83,7 @@ def rollback(
     component: ComponentOption = None,
     reason: ReasonOption = "",
     require_all: RequireAllOption = False,
+    wait: WaitOption = WAIT_S,
 ) -> int:
     """Take the candidate's share back to 0, at once, and latch it there.
 
@@ -81,17 +95,11 @@ def rollback(
       llmctl rollback --reason "answers look wrong"
       llmctl rollback --component synthesis
     """
-    from secrets import token_hex
+    from memos_llm.operate.orders import RollbackOrder
 
-    from memos_llm.core.commands import Rollback
-
-    wanted = Rollback(
-        provider=asked.candidate(cli.settings),
-        incident=f"inc-{token_hex(6)}",
-        scope=asked.scope(component),
-        reason=reason.strip(),
-    )
-    return _submit(cli, wanted, require_all)
+    asked.check_scope(component)
+    order = RollbackOrder(component=component, reason=reason, wait_s=wait)
+    return tell(cli, cli.run(cli.desk.rollback(order)), require_all=require_all)
 
 
 def rearm(
@@ -100,6 +108,7 @@ def rearm(
     reason: ReasonOption = "",
     force: Annotated[bool, typer.Option("--force", help="Cut the hold-down short; needs --reason.")] = False,
     require_all: RequireAllOption = False,
+    wait: WaitOption = WAIT_S,
 ) -> int:
     """Lift the latch of a rollback. The share stays 0 until the next shift.
 
@@ -110,17 +119,34 @@ def rearm(
       llmctl rearm --reason "driver fixed"
       llmctl rearm --component synthesis --force --reason "was a false alarm"
     """
-    from memos_llm.cli.submit import check_health
-    from memos_llm.core.commands import Rearm
+    from memos_llm.operate.orders import RearmOrder
 
-    cli.run(check_health(cli.settings, asked.candidate(cli.settings)))
-    wanted = Rearm(
-        provider=asked.candidate(cli.settings), scope=asked.scope(component), force=force, reason=reason.strip()
-    )
-    return _submit(cli, wanted, require_all)
+    asked.check_scope(component)
+    order = RearmOrder(component=component, force=force, reason=reason, wait_s=wait)
+    return tell(cli, cli.run(cli.desk.rearm(order)), require_all=require_all)
 
 
-def _submit(cli: Cli, wanted: "Command", require_all: bool) -> int:
-    from memos_llm.cli.submit import submit
+def tell(cli: Cli, change: "Change", *, require_all: bool = False) -> int:
+    """Say what came of it. The exit code."""
+    from msgspec import to_builtins
 
-    return cli.run(submit(cli, wanted, require_all=require_all))
+    cli.out.result(to_builtins(change), *_lines(change))
+    for note in change.notes:
+        cli.out.note(note)
+    for warning in change.warnings:
+        cli.out.warn(warning)
+    return failures.UNREACHABLE if require_all and change.unconfirmed else failures.DONE
+
+
+def _lines(change: "Change") -> "Iterator[str]":
+    from memos_llm.cli.output import percent
+
+    of = "everything" if change.scope == "*" else change.scope
+    was, now = percent(change.share_before), percent(change.share)
+    if change.command == "rearm":
+        yield f"the latch of {of} is lifted; {change.provider}'s share stays {now} (revision {change.revision})"
+    else:
+        state = f", latched (incident {change.latched})" if change.latched else ""
+        yield f"{change.provider}'s share of {of}: {was} -> {now}{state} (revision {change.revision})"
+    if change.confirmed:
+        yield f"followed by {', '.join(change.confirmed)}"

@@ -1,15 +1,13 @@
 """`status`: what is in force, who is up, who follows. Reads only."""
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from memos_llm.cli import failures
 from memos_llm.cli.command import Cli, command
-
-if TYPE_CHECKING:
-    from memos_llm.cli.standing import Standing
+from memos_llm.core.errors import LLMError
 
 EVERY_S = 2.0
 
@@ -24,7 +22,8 @@ def status(
 ) -> int:
     """Show what is in force: shares, latches, the providers' health, live instances.
 
-    The providers are probed now (3 s at most). It says so when the configuration's share and the store's differ: the
+    The providers are probed now (3 s at most); with --gateway it is what that gateway knows, breakers and requests in
+    flight among it. It says so when the configuration's share and the store's differ: the
     file's share seeds a new store only, `llmctl shift` is what changes it.
 
     \b
@@ -39,32 +38,30 @@ def status(
         with contextlib.suppress(KeyboardInterrupt):
             cli.run(_watch(cli))
         return failures.DONE
-    now = cli.run(_look(cli))
-    from memos_llm.cli.standing import document, view
+    from msgspec import to_builtins
 
-    cli.out.result(document(now), *view(now))
+    from memos_llm.cli.standing import view
+
+    now = cli.run(cli.desk.status())
+    cli.out.result(to_builtins(now), *view(now))
     return failures.DONE
 
 
-async def _look(cli: Cli) -> "Standing":
-    from memos_llm.cli.opening import opened_store
-    from memos_llm.cli.standing import look
-
-    async with opened_store(cli.settings) as store:
-        return await look(cli.settings, store)
-
-
 async def _watch(cli: Cli) -> None:
+    """A store or gateway that does not answer is said on the screen, and asked again."""
     import asyncio
 
     from rich.console import Group
     from rich.live import Live
 
-    from memos_llm.cli.opening import opened_store
-    from memos_llm.cli.standing import look, view
+    from memos_llm.cli.standing import view
 
-    async with opened_store(cli.settings) as store:
-        with Live(console=cli.out.console, auto_refresh=False) as screen:
-            while True:
-                screen.update(Group(*view(await look(cli.settings, store))), refresh=True)
-                await asyncio.sleep(EVERY_S)
+    desk = cli.desk
+    with Live(console=cli.out.console, auto_refresh=False) as screen:
+        while True:
+            try:
+                shown = Group(*view(await desk.status()))
+            except (failures.Failure, LLMError) as error:
+                shown = Group(f"cannot look: {error.message}")
+            screen.update(shown, refresh=True)
+            await asyncio.sleep(EVERY_S)

@@ -11,5 +11,6 @@ from memos_llm.config.introspect import Setting, describe_settings
 from memos_llm.config.load import SEARCH_PATHS, find, load, parse
 from memos_llm.config.pending import pending
 from memos_llm.config.settings import Settings
+from memos_llm.config.source import Source
 
-__all__ = ["SEARCH_PATHS", "Setting", "Settings", "describe_settings", "find", "load", "parse", "pending"]
+__all__ = ["SEARCH_PATHS", "Setting", "Settings", "Source", "describe_settings", "find", "load", "parse", "pending"]

@@ -16,7 +16,7 @@ KINDS = ("ollama", "vllm", "litellm")
 ENTRY_POINTS = "memos_llm.providers"  # a third party's kinds
 ROLES = ("baseline", "candidate")
 RESERVED_NAMES = frozenset({FOLLOW_SHARE, *ROLES, "none", *schema.Model.model_fields})
-OF_KIND = {"keep_warm": "ollama", "model_prefix": "litellm"}
+OF_KIND = {"keep_warm": "ollama", "own_loads": "ollama", "model_prefix": "litellm"}
 
 
 def run(root: schema.Root, document: Document) -> None:
@@ -52,7 +52,8 @@ def _kinds(root: schema.Root) -> Problems:
 def _kind_settings(root: schema.Root) -> Problems:
     for name, provider in root.providers.items():
         for setting, kind in OF_KIND.items():
-            if getattr(provider, setting) and provider.kind in KINDS and provider.kind != kind:
+            given = getattr(provider, setting) != schema.Provider.model_fields[setting].default
+            if given and provider.kind in KINDS and provider.kind != kind:
                 yield ("providers", name, setting), f"is a setting of the kind {kind}, and {name} is {provider.kind}"
 
 

@@ -12,7 +12,7 @@ from memos_llm.config.document import Document, read_yaml
 from memos_llm.config.environment import DEFAULT_PORTS
 from memos_llm.config.problems import from_validation
 from memos_llm.config.settings import Settings
-from memos_llm.config.substitute import substitute
+from memos_llm.config.substitute import substitute, unsaid
 from memos_llm.core.errors import ConfigError
 
 SEARCH_PATHS = ("config/memos_llm.yaml", "~/.config/memos_llm/memos_llm.yaml")
@@ -23,8 +23,8 @@ DEFAULT_URLS = {kind: f"http://localhost:{port}" for kind, port in DEFAULT_PORTS
 def find(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The file in force: `MEMOS_LLM_CONFIG`, else the first of `SEARCH_PATHS` that is there, else None."""
     if environ.get(VARIABLE):
-        return _expanded(environ[VARIABLE], environ)
-    places = (_expanded(place, environ) for place in SEARCH_PATHS)
+        return expanded(environ[VARIABLE], environ)
+    places = (expanded(place, environ) for place in SEARCH_PATHS)
     return next((place for place in places if place.is_file()), None)
 
 
@@ -38,7 +38,7 @@ def load(path: Path | str | None = None, environ: Mapping[str, str] = os.environ
     Raises:
         ConfigError: one line for each thing that is wrong, with place, dotted key and choices.
     """
-    found = find(environ) if path is None else _expanded(str(path), environ)
+    found = find(environ) if path is None else expanded(str(path), environ)
     if found is None:
         return parse(b"", environ)
     try:
@@ -50,7 +50,18 @@ def load(path: Path | str | None = None, environ: Mapping[str, str] = os.environ
 
 
 def parse(data: bytes, environ: Mapping[str, str], name: str = "") -> Settings:
-    """Settings from a file's bytes and an environment, and from nothing else; `name` is what errors call the file."""
+    """Settings from a file's bytes and an environment, and from nothing else; `name` is what errors call the file.
+
+    Raises:
+        ConfigError: as `load`; what a variable holds is not repeated, for it may be a key in the wrong place.
+    """
+    try:
+        return _parse(data, environ, name)
+    except ConfigError as error:
+        raise ConfigError(unsaid(error.message, data, environ)) from None
+
+
+def _parse(data: bytes, environ: Mapping[str, str], name: str) -> Settings:
     document = read_yaml(data, name)
     substitute(document, environ)
     builtin = not document.tree.get("providers")
@@ -109,7 +120,8 @@ def _only(preferred: str, providers: dict[str, Any]) -> str | None:
     return next(iter(providers)) if len(providers) == 1 else None
 
 
-def _expanded(place: str, environ: Mapping[str, str]) -> Path:
+def expanded(place: str, environ: Mapping[str, str]) -> Path:
+    """A path with `~` as that environment means it."""
     if place.startswith("~/") and environ.get("HOME"):
         return Path(environ["HOME"]) / place[2:]
     return Path(place).expanduser()

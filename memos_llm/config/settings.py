@@ -21,7 +21,10 @@ from memos_llm.core.policy import (
     Timeouts,
 )
 
-KIND_REPAIRS = {"ollama": frozenset({"max_completion_tokens"})}  # its /v1 reads `max_tokens` only
+KIND_REPAIRS = {  # what each kind needs of `dialects.codecs.repairs`, and which of `dialects.codecs.silence` it keeps
+    "ollama": frozenset({"max_completion_tokens", "prompt", "ollama"}),
+    "vllm": frozenset({"max_tokens", "truncate_prompt_tokens", "dimensions", "encoding_format", "vllm"}),
+}
 KIND_TIMEOUTS: dict[str, dict[str, float]] = {"vllm": {"ttft_s": 15.0}}  # Ollama has none: its loads take minutes
 
 
@@ -115,6 +118,11 @@ class Settings(schema.Root):
             endpoints=tuple(Endpoint(server.url, server.models) for _, server in endpoints(name, entry)),
             api_key=entry.api_key.get_secret_value(),
             timeouts=self._timeouts(entry),
+            max_inflight=entry.max_inflight,
+            queue_s=entry.queue_s,
+            model_prefix=entry.model_prefix,
+            own_loads=entry.own_loads,
+            keep_warm=entry.keep_warm,
         )
 
     def _timeouts(self, entry: schema.Provider) -> Timeouts:

@@ -8,6 +8,8 @@ from memos_llm.config.document import Document, Key
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^{}]*)\}|\$\{")
 _BODY = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", re.DOTALL)
+_NAMED = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)")
+SECRET_CHARS = 8
 _FORMS = "write ${NAME} or ${NAME:-default}, or $${ for a literal ${"
 
 
@@ -18,6 +20,19 @@ def substitute(document: Document, environ: Mapping[str, str]) -> None:
         ConfigError: a variable without a default is not set (it is named), or a reference is malformed.
     """
     document.tree = _value(document.tree, (), document, environ)
+
+
+def unsaid(message: str, data: bytes, environ: Mapping[str, str]) -> str:
+    """A message with the names of the file's variables in place of their values, where those are long enough for a key.
+
+    A key that landed where a provider's name belongs would otherwise be quoted as a name that nobody has.
+    """
+    named = {name.decode() for name in _NAMED.findall(data)}
+    for name in sorted(named, key=lambda name: -len(environ.get(name, ""))):
+        value = environ.get(name, "")
+        if len(value) >= SECRET_CHARS:
+            message = message.replace(value, f"${{{name}}}")
+    return message
 
 
 def _value(value: Any, key: Key, document: Document, environ: Mapping[str, str]) -> Any:

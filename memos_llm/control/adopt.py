@@ -1,8 +1,9 @@
 """What this process may believe, as pure functions: which flags to adopt, what a cut adds, who may do what.
 
 Invariants, each held by a property test:
-- revisions adopted here only grow, within one installation; anything else that a store says is a regression, and the
-  last good flags stay in force;
+- revisions adopted here only grow, within one installation; another installation's flags are adopted only if it took
+  this one over (`control.adoption`); anything else that a store says is a regression, and the last good flags stay in
+  force;
 - a cut is in force, over whatever is published, until a published snapshot has its scope latched or shows that a human
   re-armed it later than the cut;
 - a raise is a human's or a plan's, a re-arm a human's alone.
@@ -14,6 +15,7 @@ from enum import Enum
 from msgspec import Struct
 from msgspec.structs import replace
 
+from memos_llm.control.adoption import took_over
 from memos_llm.core.commands import Actor, Command, Rollback
 from memos_llm.core.errors import Refused
 from memos_llm.core.flags import GLOBAL, Flags, Scope
@@ -72,10 +74,12 @@ def judge(known: Flags, read: Flags | None) -> Judgement:
     why = _regression(known, read)
     if why:
         return Judgement(Verdict.REGRESSED, why)
-    return Judgement(Verdict.SAME if read.revision == known.revision else Verdict.ADOPT)
+    return Judgement(Verdict.SAME if read == known else Verdict.ADOPT)
 
 
 def _regression(known: Flags, read: Flags) -> str:
+    if took_over(read, known):
+        return ""
     if read.installation != known.installation or read.salt != known.salt:
         return "it is another installation's, or was created anew"
     if read.revision < known.revision:
@@ -118,12 +122,13 @@ def owed(view: View) -> tuple[Cut, ...]:
 
 def permit(before: Flags, after: Flags, actor: Actor) -> None:
     """Raises:
-    Refused: a re-arm not by a human, or a raise by the guard. There is no automatic re-promotion.
+    Refused: a re-arm not by a human, or a raise by the guard or by an operator (a human whose key may only take
+        shares back). There is no automatic re-promotion.
     """
     if actor.kind != "human" and set(_latched(before)) - set(_latched(after)):
         raise Refused(f"only a human re-arms a scope, and {actor.id} is a {actor.kind}")
-    if actor.kind == "guard" and raises(before, after):
-        raise Refused(f"only a human or a plan raises a share, and {actor.id} is a guard")
+    if actor.kind in ("guard", "operator") and raises(before, after):
+        raise Refused(f"only a human or a plan raises a share, and {actor.id} is no more than a {actor.kind}")
 
 
 def raises(before: Flags, after: Flags) -> bool:

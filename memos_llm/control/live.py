@@ -12,14 +12,16 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from memos_llm.control import last_good as last_good_file
 from memos_llm.control.adopt import Cut, Verdict, View, adopt, blank, judge, owed, permit, settled, with_cut
+from memos_llm.control.adoption import Proposal, propose, took_over
 from memos_llm.control.confirm import Confirmation, confirm
+from memos_llm.control.pauses import LONGEST_PAUSE_S, pauses_s, woken
 from memos_llm.core.commands import Actor, Audit, Command, Rollback, audit, incident
 from memos_llm.core.errors import LLMError, Refused, StoreUnreachable
 from memos_llm.core.events import Bus, FlagsChanged, InternalError, StoreState, place_of
@@ -28,7 +30,6 @@ from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
 
 PART = "control"
 TRIES = 40  # of a command that always finds somebody else faster; a rollback has no such limit
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # before a store that failed is asked again
 
 
 class Live:
@@ -71,6 +72,11 @@ class Live:
         self._submitting = asyncio.Lock()  # our own commands in turn: they would only conflict with each other
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._closed = False
+
+    @property
+    def store(self) -> StateStore:
+        """For reading history, incidents and instances; flags are changed through `submit` only."""
+        return self._store
 
     @property
     def store_state(self) -> StoreState:
@@ -121,6 +127,38 @@ class Live:
                 raise
         raise Refused(f"the flags changed {TRIES} times under this {command.name}: try again when fewer change them")
 
+    async def propose_adoption(self, reason: str = "") -> Proposal | None:
+        """What adopting a regressed store would do; None when the store is well.
+
+        Raises:
+            StoreUnreachable
+        """
+        read = await self._look()
+        if not self._view.fault:
+            return None
+        return propose(self._view.in_force(), read, _founding(), self._view.fault, reason, self._clock())
+
+    async def adopt_store(self, proposal: Proposal, actor: Actor) -> Flags:
+        """Make the regressed store the one in force, everywhere; see `control.adoption`.
+
+        Raises:
+            Refused: the store is not what it was when this was proposed.
+            StoreUnreachable: nothing was changed, as far as can be known.
+        """
+        async with self._submitting:
+            read = await self._look()
+            if not self._view.fault or read != proposal.read:
+                raise Refused("the store has changed meanwhile: look again at what adopting it would do")
+            before, after = self._view.in_force(), proposal.after
+            entry = audit(proposal.command, before, after, actor, self._clock())
+            try:
+                await self._store.commit(read.revision if read else 0, after, entry)
+            except Conflict:
+                raise Refused("the store was changed meanwhile: look again at what adopting it would do") from None
+            self._adopt(after)
+            self._found()
+            return after
+
     async def confirm(self, revision: int, timeout_s: float = 10.0) -> Confirmation:
         """Wait for the fleet to follow `revision`.
 
@@ -164,7 +202,8 @@ class Live:
 
     def _adopt(self, flags: Flags) -> None:
         """Of two readings that overtook each other the newer stays."""
-        if self._view.fault or flags.revision > self._view.published.revision:
+        known = self._view.published
+        if self._view.fault or flags.revision > known.revision or took_over(flags, known):
             self._put(adopt(self._view, flags))
 
     def _observe(self, known: Flags, read: Flags | None) -> None:
@@ -214,6 +253,13 @@ class Live:
             read = await self._plant(self._seed())
         self._observe(known, read)
 
+    async def _look(self) -> Flags | None:
+        """Read the store and judge what it said against what was in force before it was asked."""
+        known = self._view.published
+        read = await self._store.load()
+        self._observe(known, read)
+        return read
+
     async def _plant(self, flags: Flags) -> Flags | None:
         share = format_share(flags.share_ppm(GLOBAL))
         entry = Audit(
@@ -247,9 +293,7 @@ class Live:
     # Writing
 
     async def _submit_once(self, command: Command, actor: Actor) -> Flags:
-        known = self._view.published
-        read = await self._store.load()
-        self._observe(known, read)
+        read = await self._look()
         if self._view.fault:
             return await self._submit_regressed(command, actor)
         return await self._commit(command, actor, read if read is not None else _founding())
@@ -274,9 +318,9 @@ class Live:
     async def _publish(self) -> None:
         debts = owed(self._view)
         if debts == self._paid:
-            await _woken(self._wake_publish)
+            await woken(self._wake_publish)
             return
-        for pause_s in _pauses_s():
+        for pause_s in pauses_s():
             if await self._pay(debts):
                 self._paid = debts
                 return
@@ -288,9 +332,7 @@ class Live:
 
     async def _pay_one(self, cut: Cut) -> bool:
         while True:
-            known = self._view.published
-            read = await self._store.load()
-            self._observe(known, read)
+            read = await self._look()
             if read is None:
                 return False
             if settled(cut, read):
@@ -303,7 +345,7 @@ class Live:
     # Telling
 
     async def _beat_when_due(self) -> None:
-        await _woken(self._wake_beat, self._heartbeat_s)
+        await woken(self._wake_beat, self._heartbeat_s)
         await self._beat()
 
     async def _beat(self) -> None:
@@ -314,7 +356,7 @@ class Live:
 
     async def _keep(self) -> None:
         if self._kept is self._view:
-            await _woken(self._wake_keep)
+            await woken(self._wake_keep)
         await self._save()
 
     async def _save(self) -> None:
@@ -331,7 +373,7 @@ class Live:
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         """Run a step again and again. What it raises ends here: it never reaches a request."""
         loop = asyncio.get_running_loop()
-        pauses_s = _pauses_s()
+        pauses = pauses_s()
         while True:
             started_s = loop.time()
             try:
@@ -341,11 +383,11 @@ class Live:
             except Exception as error:  # noqa: BLE001 - told, then tried again; the flags in force stay in force
                 self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
             else:
-                pauses_s = _pauses_s()
+                pauses = pauses_s()
                 continue
             if loop.time() - started_s > LONGEST_PAUSE_S:  # it had worked
-                pauses_s = _pauses_s()
-            await asyncio.sleep(next(pauses_s))
+                pauses = pauses_s()
+            await asyncio.sleep(next(pauses))
 
 
 def _founding() -> Flags:
@@ -354,22 +396,8 @@ def _founding() -> Flags:
 
 
 def _regressed_text(fault: str, last_good: Path | None) -> str:
-    forget = f"delete {last_good} and " if last_good is not None else ""
+    at = "" if last_good is None else f" (kept in {last_good})"
     return (
-        f"the store has regressed: {fault}; the last good flags stay in force here. "
-        f"Put the right store back, or, if this one is meant: {forget}restart what follows it"
+        f"the store has regressed: {fault}; the last good flags{at} stay in force here. "
+        f"Put the right store back, or, if this one is meant: `llmctl store adopt`"
     )
-
-
-def _pauses_s() -> Iterator[float]:
-    """Growing, jittered (so that a fleet does not come back in step), without end."""
-    for step in itertools.count():
-        yield random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(step, 10))
-
-
-async def _woken(event: asyncio.Event, timeout_s: float | None = None) -> None:
-    """Wait for an event, no longer than `timeout_s`, and clear it."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    event.clear()

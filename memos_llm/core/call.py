@@ -11,6 +11,7 @@ from enum import IntEnum, IntFlag, StrEnum
 from msgspec import Raw, Struct
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # both travel in headers, and are matched in full
+MAX_SESSION_CHARS = 512
 COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -84,6 +85,7 @@ class Quirk(IntFlag):
     NONE = 0
     OLD_REASONING = 1  # a history's reasoning is read as `reasoning_content` (vLLM to 0.11)
     STRICT_LENGTH = 2  # prompt + max_tokens beyond the context is refused, not clamped (vLLM to 0.30)
+    GUIDED = 4  # `guided_json` and its kin are read (vLLM to 0.11), not ignored
 
 
 class Usage(Struct, frozen=True):
@@ -154,7 +156,8 @@ class ModelSettings(Struct, frozen=True):
         thinking: how reasoning is switched there; None for a model that does not reason.
         split_think_tags: cut `<think>…</think>` out of the content (a server without a reasoning parser).
         defaults: sampling parameters sent when the caller gives none, by the provider's own names.
-        repairs: the optional repairs (`dialects.codecs.identity.REPAIRS`) that this provider needs.
+        repairs: the optional repairs (`dialects.codecs.repairs.REPAIRS`) that this provider needs, and the names of the
+            lists of what it leaves out in silence (`dialects.codecs.silence.SILENCES`).
     """
 
     thinking: Thinking | None = None

@@ -10,7 +10,8 @@
     ├── BadRequest              ERR_5101  LLM_BAD_REQUEST       the back end (or we) refused the request itself
     │   ├── ModelNotFound       ERR_5102  LLM_MODEL_NOT_FOUND
     │   ├── NotOffered          ERR_5103  LLM_NOT_OFFERED       no configured provider can do this
-    │   └── Forbidden           ERR_5111  LLM_FORBIDDEN         needs a scope that the caller lacks
+    │   ├── Forbidden           ERR_5111  LLM_FORBIDDEN         needs a scope that the caller lacks
+    │   └── Unauthorized        ERR_5112  LLM_UNAUTHORIZED      the gateway wants a key, or does not know this one
     └── ControlError            ERR_5110  the control plane
         ├── Refused             ERR_5105  COMMAND_REFUSED       latched, conflict, …
         ├── StoreUnreachable    ERR_5106  STORE_UNREACHABLE
@@ -134,6 +135,12 @@ class Forbidden(BadRequest):
     """The caller lacks the scope for this."""
 
     code, name, status = "ERR_5111", "LLM_FORBIDDEN", 403
+
+
+class Unauthorized(BadRequest):
+    """The gateway wants a key, or does not know the one that was given."""
+
+    code, name, status = "ERR_5112", "LLM_UNAUTHORIZED", 401
 
 
 class ControlError(LLMError):

@@ -127,6 +127,35 @@ class FlagsChanged(Event, frozen=True, kw_only=True):
     flags: Flags
 
 
+class ConfigChanged(Event, frozen=True, kw_only=True):
+    """The configuration file was read again and is in force, but for what `waiting` names.
+
+    Attributes:
+        changed: False: it says what was in force already (a bad file was put right, or a good one touched).
+        generation: of the policy in force.
+        providers, endpoints: those in force; an endpoint is (provider, URL).
+        candidate, components, models: the names in force, as metrics label them.
+        waiting: keys whose new value needs a restart.
+    """
+
+    path: str
+    changed: bool
+    generation: int
+    providers: tuple[str, ...]
+    endpoints: tuple[tuple[str, str], ...]
+    candidate: str | None
+    components: tuple[str, ...]
+    models: tuple[str, ...]
+    waiting: tuple[str, ...] = ()
+
+
+class ConfigRejected(Event, frozen=True, kw_only=True):
+    """The configuration file was read again and is wrong: what was in force stays. One error a line, no secrets."""
+
+    path: str
+    errors: tuple[str, ...]
+
+
 class StoreState(Event, frozen=True, kw_only=True):
     """The store as this process sees it now; emitted when that changes.
 

@@ -45,6 +45,8 @@ OUTCOMES: Mapping[Kind, Rule] = {
 
 MODEL_NOT_FOUND = "model_not_found"  # the code of a `config` outcome that a client may have caused by a wrong name
 
+NOT_SUPPORTED = "not_supported"  # the code of a `config` outcome: the model there cannot do it (501)
+
 NO_FINISH = "no-finish"  # the code of a `truncated` outcome whose body ended well but without a terminal marker
 BREAKER_OPEN = "breaker-open"  # the code of a `saturated` outcome that nobody was asked about: all endpoints had failed
 

@@ -41,13 +41,25 @@ class Endpoint(Struct, frozen=True):
 
 
 class ProviderSpec(Struct, frozen=True, kw_only=True):
-    """A configured back end. `repr` hides the key."""
+    """A configured back end. `repr` hides the key.
+
+    Attributes:
+        max_inflight: requests in flight on one endpoint, None for no limit. queue_s: how long others wait for a place.
+        own_loads: load cold models apart from the requests that need them (Ollama).
+        model_prefix: put before every model's name (LiteLLM).
+        keep_warm: its own names of models that are kept loaded while the candidate has a share (Ollama).
+    """
 
     name: str
     kind: str
     endpoints: tuple[Endpoint, ...]
     api_key: str = ""
+    model_prefix: str = ""
     timeouts: Timeouts = Timeouts()
+    max_inflight: int | None = None
+    queue_s: float = 10.0
+    own_loads: bool = True
+    keep_warm: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"ProviderSpec(name={self.name!r}, kind={self.kind!r})"

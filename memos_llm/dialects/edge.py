@@ -16,11 +16,13 @@ from msgspec import Raw, Struct
 
 from memos_llm.core.call import Feature, Wire
 from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound
-from memos_llm.dialects.jsons import decode_as, decode_optional, go_json
+from memos_llm.dialects.edge_errors import OLLAMA, OPENAI, Errors
+from memos_llm.dialects.jsons import decode_as, decode_optional
 from memos_llm.dialects.needs import (
     chat_needs,
     completion_needs,
     embed_needs,
+    embeddings_needs,
     generate_needs,
     openai_embeddings_needs,
     openai_needs,
@@ -66,8 +68,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     stream_type: bytes
     json_type: bytes
     needs: Callable[[Mapping[str, Raw]], Feature]
-    error_json: Callable[[LLMError], bytes]
-    error_event: Callable[[LLMError], bytes]
+    errors: Errors
     no_body: str
     unnamed: LLMError
 
@@ -107,13 +108,21 @@ class Dialect(Struct, frozen=True, kw_only=True):
             return None
         return _digest(messages)
 
-    def error_body(self, error: LLMError) -> bytes:
-        """The whole answer to a request that failed; the back end's own where it is on this wire."""
-        return error.client_body or self.error_json(error)
+    def error_body(self, error: LLMError, model: str = "") -> bytes:
+        """The whole answer to a request that failed; the back end's own where it is on this wire.
+
+        Args:
+            model: as the caller spelt it, if its request could be read: some of Ollama's words name it.
+        """
+        return error.client_body or self.errors.body(error, model)
+
+    def error_status(self, error: LLMError) -> int:
+        """The HTTP status that goes with it."""
+        return self.errors.status(error)
 
     def stream_error(self, error: LLMError) -> bytes:
         """The last event of a stream that broke: it claims no finish."""
-        return self.error_event(error)
+        return self.errors.event(error)
 
     def media_type(self, stream: bool) -> bytes:
         return self.stream_type if stream else self.json_type
@@ -228,67 +237,6 @@ def _digest(turns: list[_Turn]) -> bytes | None:
     return digest.digest()
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-OPENAI_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-}
-"""HTTP status → `type`; anything else is `api_error`."""
-
-_CONTEXT_WORDS = (
-    "maximum context length",
-    "exceeds the context length",
-    "exceed_context_size",
-    "available context size",
-)
-
-
-def _openai_error(error: LLMError) -> bytes:
-    message = _unwrapped(error.text)
-    code = "model_not_found" if isinstance(error, ModelNotFound) else None
-    if error.http_status == 400 and any(words in error.text for words in _CONTEXT_WORDS):
-        code = "context_length_exceeded"
-    kind = OPENAI_TYPES.get(error.http_status, "api_error")
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
-
-
-class _Nested(Struct):
-    message: str
-
-
-class _NestedError(Struct):
-    error: _Nested
-
-
-def _unwrapped(text: str) -> str:
-    """Ollama passes on llama-server's JSON document as the text of its own error (Ollama 0.33 source)."""
-    if not text.startswith("{"):
-        return text
-    try:
-        return decode_as(text.encode(), _NestedError).error.message
-    except ValueError:
-        return text
-
-
-def _openai_event(error: LLMError) -> bytes:
-    return b"data: " + _openai_error(error) + b"\n\n"
-
-
-def _ollama_error(error: LLMError) -> bytes:
-    return go_json({"error": error.text})
-
-
-def _ollama_event(error: LLMError) -> bytes:
-    return _ollama_error(error) + b"\n"
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -303,8 +251,7 @@ def _openai(wire: Wire, needs: Needs, *, streams: bool | None = False) -> Dialec
         stream_type=b"text/event-stream; charset=utf-8",
         json_type=b"application/json",
         needs=needs,
-        error_json=_openai_error,
-        error_event=_openai_event,
+        errors=OPENAI,
         no_body="the body is empty",
         unnamed=BadRequest("model is required"),
     )
@@ -318,8 +265,7 @@ def _ollama(wire: Wire, needs: Needs, unnamed: LLMError, *, streams: bool | None
         stream_type=b"application/x-ndjson",
         json_type=b"application/json; charset=utf-8",
         needs=needs,
-        error_json=_ollama_error,
-        error_event=_ollama_event,
+        errors=OLLAMA[wire],
         no_body="missing request body",
         unnamed=unnamed,
     )
@@ -332,6 +278,8 @@ DIALECTS: Mapping[Wire, Dialect] = {
     Wire.OLLAMA_CHAT: _ollama(Wire.OLLAMA_CHAT, chat_needs, BadRequest("model is required")),
     Wire.OLLAMA_GENERATE: _ollama(Wire.OLLAMA_GENERATE, generate_needs, ModelNotFound("model '' not found")),
     Wire.OLLAMA_EMBED: _ollama(Wire.OLLAMA_EMBED, embed_needs, ModelNotFound("model '' not found"), streams=None),
-    Wire.OLLAMA_EMBEDDINGS: _ollama(Wire.OLLAMA_EMBEDDINGS, embed_needs, BadRequest("model is required"), streams=None),
+    Wire.OLLAMA_EMBEDDINGS: _ollama(
+        Wire.OLLAMA_EMBEDDINGS, embeddings_needs, BadRequest("model is required"), streams=None
+    ),
 }
-"""Every wire that a client may speak."""
+"""Every wire that a client may speak (what is passed on unread is in nobody's dialect)."""

@@ -38,9 +38,13 @@ def openai_embeddings_needs(head: Mapping[str, Raw]) -> Feature:
 
 
 def embed_needs(head: Mapping[str, Raw]) -> Feature:
-    """Of Ollama's /api/embed and /api/embeddings: without anything to embed they load the model."""
-    given = any(_given(head, key) and bytes(head[key]) != b'[""]' for key in ("input", "prompt"))
-    return Feature.NONE if given else Feature.LOAD
+    """Of Ollama's /api/embed: without anything to embed it loads the model (`[""]` has a vector)."""
+    return Feature.NONE if _given(head, "input") else Feature.LOAD
+
+
+def embeddings_needs(head: Mapping[str, Raw]) -> Feature:
+    """Of Ollama's /api/embeddings, likewise."""
+    return Feature.NONE if _given(head, "prompt") else Feature.LOAD
 
 
 def _token_ids(head: Mapping[str, Raw], key: str) -> Feature:

@@ -1,13 +1,14 @@
 """The library's view of `openai.chat`: a request's body from Python values, Python values from an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from memos_llm.core.call import Usage
-from memos_llm.core.responses import Chat, LLMResponse, Options, StreamChunk, ToolCall
+from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk, ToolCall
 from memos_llm.dialects.codecs.decoder import counted, malformed
 from memos_llm.dialects.framing import SseFramer
 from memos_llm.dialects.jsons import FAILURES
@@ -32,6 +33,18 @@ SHAPING = frozenset(
 
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 """The types of a `response_format`; a mapping of any other is a JSON schema."""
+
+
+def check_names(options: Iterable[str], known: Iterable[str]) -> None:
+    """Raises:
+    TypeError: an option is none of the known ones; the message names it and the nearest, as Python would.
+    """
+    choices = [*known, "max_tokens", "temperature"]
+    for name in options:
+        if name not in choices:
+            near = get_close_matches(name, choices, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(sorted(choices))}"
+            raise TypeError(f"{name}: is no option; {meant} What only one back end knows goes into extra={{…}}")
 
 
 def chat_body(
@@ -59,7 +72,7 @@ def chat_body(
         "temperature": temperature,
     }
     shaping: dict[str, Any] = {key: value for key, value in options.items() if key in SHAPING}
-    shaping["response_format"] = _format(options.get("response_format"))
+    shaping["response_format"] = response_format(options.get("response_format"))
     body = {key: value for key, value in (named | shaping).items() if value is not None}
     extra = options.get("extra") or {}
     if not isinstance(extra, Mapping):
@@ -70,10 +83,42 @@ def chat_body(
         raise _blame(body | {"extra": extra}) from None
 
 
-def _format(value: object) -> object:
+def response_format(value: object) -> object:
+    """As the API wants it: a mapping that is none of its types is a JSON schema, and is wrapped."""
     if not isinstance(value, Mapping) or value.get("type") in FORMATS:
         return value
     return {"type": "json_schema", "json_schema": {"name": "response", "schema": value}}
+
+
+def checked_texts(texts: object) -> list[str]:
+    """What is to be embedded.
+
+    Raises:
+        TypeError: no sequence of texts, or a text that UTF-8 cannot write.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise TypeError(f"texts: a list of texts is wanted, not {type(texts).__name__}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts: a list of texts is wanted, and number {index} is {type(text).__name__}")
+    try:
+        _encode(texts, enc_hook=_plain)
+    except UNWRITABLE:
+        raise _blame({"texts": texts}) from None
+    return list(texts)
+
+
+def embed_body(texts: Sequence[str], model: str) -> bytes:
+    """The JSON body of an embeddings call.
+
+    Raises:
+        TypeError: as `chat_body`.
+    """
+    checked = checked_texts(texts)
+    try:
+        return _encode({"model": model, "input": checked, "encoding_format": "float"})
+    except UNWRITABLE:
+        raise _blame({"model": model}) from None
 
 
 _encode = msgspec.json.encode
@@ -212,3 +257,34 @@ class ChunkReader:
         self._finish = choice.finish_reason or self._finish
         self._tools.add(delta.tool_calls or ())
         return StreamChunk(text=delta.content or "", reasoning=delta.reasoning or delta.reasoning_content or "")
+
+
+class _Vector(Struct):
+    embedding: list[float]
+    index: int | None = None
+
+
+class _Vectors(Struct):
+    data: list[_Vector]
+    usage: _Usage | None = None
+    model: str = ""
+
+
+_vectors = msgspec.json.Decoder(_Vectors).decode
+
+
+def parse_vectors(body: bytes, count: int) -> EmbeddingResponse:
+    """The vectors of `count` inputs, in the order of the inputs; provider and request id are the caller's to fill in.
+
+    Raises:
+        AttemptFailed: `malformed`, also when it is not one vector for each input.
+    """
+    try:
+        answer = _vectors(body)
+    except FAILURES as error:
+        raise malformed("not-json") from error
+    numbered = {n if vector.index is None else vector.index: vector.embedding for n, vector in enumerate(answer.data)}
+    if len(answer.data) != count or numbered.keys() != set(range(count)):
+        raise malformed("vectors")
+    usage = answer.usage.counted() if answer.usage else None
+    return EmbeddingResponse(vectors=[numbered[n] for n in range(count)], model=answer.model, usage=usage)

@@ -1,76 +1,240 @@
-"""The ASGI application: which path is answered by whom.
+"""The ASGI application: who may come in, and which path is answered by whom.
 
-The data plane is a dictionary look-up and a call; everything else goes through Starlette. A path under `/c/…` is the
-same path with a component (and a session) said.
+The data plane is a dictionary look-up and a call; what we answer ourselves goes through Starlette; everything else
+under `/api/` and `/v1/` is passed to the baseline. A path under `/c/…` is the same path with a component (and a
+session) said.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
-from memos_llm.core.errors import BadRequest
-from memos_llm.gateway.asgi import Receive, Scope, Send, respond
+from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound
+from memos_llm.core.events import Bus, InternalError, place_of
+from memos_llm.core.ports import Routes
+from memos_llm.gateway import calls, gpu, pull
+from memos_llm.gateway.asgi import ClientLeft, Receive, Scope, Send, respond
+from memos_llm.gateway.auth import Doorkeeper
+from memos_llm.gateway.dialogue import Dialogue
+from memos_llm.gateway.entry import admit, check_head, is_preflight, preflight_headers, with_cors
+from memos_llm.gateway.errors import as_http, error_headers, refusal, refuse, tell, voice_of
 from memos_llm.gateway.health import UNHEALTHY, HealthBoard
-from memos_llm.gateway.inference import WIRES, Inference
-from memos_llm.gateway.meta import Meta
+from memos_llm.gateway.inference import WIRES, Arrival, Inference, body_of
+from memos_llm.gateway.meta import Meta, TooLarge
+from memos_llm.gateway.passage import PassageWork
 from memos_llm.gateway.paths import locate
+from memos_llm.gateway.principal import Right, leave
+from memos_llm.gateway.rights import PULL
+from memos_llm.gateway.rules import Rules
 
 Render = Callable[[], tuple[bytes, str]]
 
 
-class App:
-    """ASGI 3. `render` gives the metrics as text and media type."""
+class MethodNotAllowed(BadRequest):
+    """The path takes other methods."""
 
-    def __init__(self, inference: Inference, meta: Meta, health: HealthBoard, render: Render) -> None:
-        self._inference = inference
-        self._rest = _Rest(meta, health, render).application()
+    status = 405
+
+
+class NotFound(BadRequest):
+    """Nothing is served at this path."""
+
+    status = 404
+
+
+class HeadRefused(BadRequest):
+    """The head of a request was too large, or took too long."""
+
+
+_HEADS = {
+    431: "the request line and headers are too large",
+    408: "the request's headers did not arrive within gateway.header_timeout_s",
+}
+
+
+class App:
+    """ASGI 3. `rules` are those in force; `own` answers the paths that are ours."""
+
+    def __init__(
+        self,
+        rules: Callable[[], Rules],
+        doorkeeper: Doorkeeper,
+        inference: Inference,
+        routes: Callable[[], Routes],
+        own: "Own",
+        meta: Meta,
+        bus: Bus,
+    ) -> None:
+        self.rules = rules
+        self._doorkeeper, self._inference, self._routes, self._bus = doorkeeper, inference, routes, bus
+        self._dialogues: Mapping[str, Dialogue] = {path: Dialogue(wire, routes) for path, wire in WIRES.items()}
+        self._meta = meta
+        self._rest = own.application()
+        self._questions = {"/api/show": self._show, PULL: self._pull}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
+        raw_path, headers, rules = scope["raw_path"].decode("latin-1"), dict(scope["headers"]), self.rules()
+        method = scope["method"]
         try:
-            place = locate(scope["raw_path"].decode("latin-1"))
-        except BadRequest as error:
-            await respond(send, 400, [(b"content-type", b"application/json")], _json({"error": error.message}))
+            place = locate(raw_path)
+            if is_preflight(method, headers):
+                check_head(place.path, headers, rules)
+                await _allow(send, headers)
+                return
+            principal = admit(method, place.path, headers, rules, self._doorkeeper)
+        except LLMError as error:
+            await refuse(send, self._bus, raw_path, error, calls.request_id(headers))
             return
-        wire = WIRES.get(place.path)
-        if wire is not None and scope["method"] == "POST":
-            await self._inference(scope, receive, send, wire, place)
+        if b"origin" in headers:
+            send = with_cors(send, headers[b"origin"])
+        leave(scope, principal)
+        await self._route(Arrival(scope, receive, send, headers, place, principal, rules))
+
+    @property
+    def header_timeout_s(self) -> float:
+        """How long the server waits for a request's head."""
+        return self.rules().header_timeout_s
+
+    def refused_head(self, status: int, target: str) -> bytes:
+        """The server's answer to a head that was too large or too slow, in the words of the path's API."""
+        id, path = calls.request_id({}), "/" + target.partition("?")[0].lstrip("/")
+        error = HeadRefused(_HEADS[status], http_status=status)
+        return as_http(refusal(self._bus, path, error, id))
+
+    async def _route(self, arrival: Arrival) -> None:
+        path, method = arrival.place.path, arrival.scope["method"]
+        dialogue, ours = self._dialogues.get(path), OWN.get(path)
+        if dialogue is not None and method == "POST":
+            await self._inference(arrival, dialogue)
+        elif dialogue is not None or (ours is not None and method not in ours):
+            await self._guarded(arrival, _not_allowed)
+        elif ours is not None or not path.startswith(("/api/", "/v1/")) or _is_model(method, path):
+            await self._rest({**arrival.scope, "path": path, "raw_path": path.encode()}, arrival.receive, arrival.send)
+        elif path in self._questions and method == "POST":
+            await self._guarded(arrival, self._questions[path])
+        else:
+            await self._pass(arrival)
+
+    async def _pass(self, arrival: Arrival) -> None:
+        await self._inference(arrival, PassageWork(arrival.place.path, self._routes))
+
+    async def _show(self, arrival: Arrival) -> None:
+        try:
+            document = await self._meta.show(await body_of(arrival), arrival.rules)
+        except TooLarge as large:
+            await self._pass(arrival._replace(receive=pull.replay(large.question)))
             return
-        scope = {**scope, "path": place.path, "raw_path": place.path.encode()}
-        await self._rest(scope, receive, send)
+        await respond(arrival.send, 200, [(b"content-type", b"application/json; charset=utf-8")], document)
+
+    async def _pull(self, arrival: Arrival) -> None:
+        body = await body_of(arrival)
+        wanted = pull.asked(body)
+        if Right.ADMIN not in arrival.principal.rights:
+            arrival.principal.require(Right.INFERENCE)
+        if await self._meta.knows(wanted.name):
+            media_type, done = pull.done(wanted)
+            await respond(arrival.send, 200, [(b"content-type", media_type)], done)
+        else:
+            arrival.principal.require(Right.ADMIN)
+            await self._pass(arrival._replace(receive=pull.replay(body)))
+
+    async def _guarded(self, arrival: Arrival, handle: Callable[[Arrival], Awaitable[None]]) -> None:
+        """Whatever goes wrong before the answer has begun is told in the words of the path's API."""
+        path, id = arrival.place.path, calls.request_id(arrival.headers)
+        try:
+            await handle(arrival)
+        except ClientLeft:
+            return
+        except LLMError as error:
+            await refuse(arrival.send, self._bus, path, error, id)
+        except Exception as error:  # noqa: BLE001 - counted, and never a traceback for the client
+            self._bus.emit(InternalError(part="gateway", error=type(error).__name__, where=place_of(error)))
+            await tell(arrival.send, voice_of(path), LLMError("internal error of the gateway"), id)
 
 
-def _json(document: object) -> bytes:
-    return msgspec.json.encode(document)
+async def _not_allowed(arrival: Arrival) -> None:
+    path, method = arrival.place.path, arrival.scope["method"]
+    raise MethodNotAllowed(f"{path} takes {', '.join(sorted(OWN.get(path, {'POST'})))}, not {method}")
+
+
+def _is_model(method: str, path: str) -> bool:
+    return path.startswith("/v1/models/") and method in READ
+
+
+async def _allow(send: Send, headers: Mapping[bytes, bytes]) -> None:
+    await with_cors(send, headers[b"origin"])(
+        {"type": "http.response.start", "status": 204, "headers": preflight_headers(headers)}
+    )
+    await send({"type": "http.response.body", "body": b""})
+
+
+READ = frozenset({"GET", "HEAD"})
+
+OWN: Mapping[str, frozenset[str]] = {
+    "/": READ,
+    "/v1/models": READ,
+    "/api/tags": READ,
+    "/api/ps": READ,
+    "/api/version": READ,
+    "/api/v1/models/gpu/status": READ,
+    "/api/v1/health/quick": READ,
+    "/api/v1/system/health/aggregate": READ,
+    "/health": READ,
+    "/ready": READ,
+    "/metrics": READ,
+}
+"""What is answered here, and the methods that it takes."""
 
 
 def _document(document: object, status: int = 200) -> Response:
-    return Response(_json(document), status, media_type="application/json")
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
 
 
-class _Rest:
-    """The routes off the hot path."""
+def _error(request: Request, error: LLMError) -> Response:
+    voice = voice_of(request.url.path)
+    told = error_headers(error, calls.request_id(dict(request.scope["headers"])), voice.media_type)
+    headers = {name.decode(): value.decode("latin-1") for name, value in told}
+    return Response(voice.body(error, ""), voice.status(error), headers)
 
-    def __init__(self, meta: Meta, health: HealthBoard, render: Render) -> None:
-        self._meta, self._health, self._render = meta, health, render
+
+def _checked(report: Mapping[str, object]) -> Response:
+    return _document(report, 503 if report["status"] == UNHEALTHY else 200)
+
+
+async def _nothing_here(request: Request, error: Exception) -> Response:
+    return _error(request, NotFound(f"nothing is served at {request.url.path}"))
+
+
+class Own:
+    """The routes off the hot path. `more` are further ones (the admin API)."""
+
+    def __init__(self, meta: Meta, health: HealthBoard, render: Render, more: list[BaseRoute]) -> None:
+        self._meta, self._health, self._render, self._more = meta, health, render, more
 
     def application(self) -> Starlette:
         handlers = {
             "/": self.root,
             "/v1/models": self.models,
+            "/v1/models/{id:path}": self.model,
             "/api/tags": self.tags,
+            "/api/ps": self.ps,
             "/api/version": self.version,
+            "/api/v1/models/gpu/status": self.gpu,
             "/health": self.health,
+            "/api/v1/health/quick": self.quick,
+            "/api/v1/system/health/aggregate": self.aggregate,
             "/ready": self.ready,
             "/metrics": self.metrics,
         }
-        return Starlette(routes=[Route(path, handler) for path, handler in handlers.items()])
+        routes: list[BaseRoute] = [Route(path, handler) for path, handler in handlers.items()]
+        return Starlette(routes=[*routes, *self._more], exception_handlers={404: _nothing_here})
 
     async def root(self, request: Request) -> Response:
         return PlainTextResponse("Ollama is running")  # what Ollama's own clients look for
@@ -78,14 +242,32 @@ class _Rest:
     async def models(self, request: Request) -> Response:
         return _document(await self._meta.models())
 
+    async def model(self, request: Request) -> Response:
+        try:
+            return _document(await self._meta.model(request.path_params["id"]))
+        except ModelNotFound as error:
+            return _error(request, error)
+
     async def tags(self, request: Request) -> Response:
         return _document(await self._meta.tags())
+
+    async def ps(self, request: Request) -> Response:
+        return _document(await self._meta.ps())
 
     async def version(self, request: Request) -> Response:
         return _document(await self._meta.version())
 
+    async def gpu(self, request: Request) -> Response:
+        return _document(await gpu.status())
+
     async def health(self, request: Request) -> Response:
         return _document(self._health.report())
+
+    async def quick(self, request: Request) -> Response:
+        return _checked(self._health.report())
+
+    async def aggregate(self, request: Request) -> Response:
+        return _checked(self._health.aggregate())
 
     async def ready(self, request: Request) -> Response:
         if self._health.draining():

@@ -1,6 +1,6 @@
 """From an HTTP request to a `Call`: names, key, deadline. Pure.
 
-Component: header → path → body (`metadata.component`) → `component_rules` → `default`.
+Component: header → path → body (`metadata.component`) → the caller's API key → `component_rules` → `default`.
 Key: session (header → path → body) → `prompt_cache_key`, `safety_identifier`, `user` → trace id → the conversation's
 beginning once an assistant turn is there → the request's own id. Never a constant. A header or path that cannot be
 used is refused; a body was written for the back end, so what we cannot use of it is passed over.
@@ -10,16 +10,29 @@ import random
 import re
 from collections.abc import Mapping
 
-from memos_llm.core.call import COMPONENT, OPERATIONS, REQUEST_ID, Call
+from memos_llm.core.call import (
+    COMPONENT,
+    MAX_SESSION_CHARS,
+    OPERATIONS,
+    REQUEST_ID,
+    Call,
+    Feature,
+    Operation,
+    Passage,
+    Wire,
+)
 from memos_llm.core.errors import BadRequest, Forbidden
 from memos_llm.core.policy import Policy
 from memos_llm.dialects.edge import Dialect, Parsed
 from memos_llm.gateway.paths import Place
+from memos_llm.gateway.principal import ANONYMOUS, Principal, Right
+from memos_llm.gateway.rules import OPEN, Rules
+from memos_llm.gateway.screening import check_media, check_model
 
 Headers = Mapping[bytes, bytes]
 
 _TRACE = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-MAX_SESSION_CHARS = 512
+PROVIDER = b"x-memos-provider"
 
 
 def request_id(headers: Headers) -> str:
@@ -30,17 +43,27 @@ def request_id(headers: Headers) -> str:
 
 
 def build(
-    dialect: Dialect, body: bytes, headers: Headers, place: Place, policy: Policy, *, id: str, accepted_at: float
+    dialect: Dialect,
+    body: bytes,
+    headers: Headers,
+    place: Place,
+    policy: Policy,
+    *,
+    id: str,
+    accepted_at: float,
+    principal: Principal = ANONYMOUS,
+    rules: Rules = OPEN,
 ) -> Call:
     """The call that a request makes.
 
     Raises:
         BadRequest: the body or a header cannot be understood; the message says which and how to write it.
-        Forbidden: `x-memos-provider` was given.
+        Forbidden: `x-memos-provider` without the right to it, or a model that is answered in somebody's cloud.
     """
-    if b"x-memos-provider" in headers:
-        raise Forbidden("x-memos-provider chooses the back end past the split and needs the admin scope", request_id=id)
     parsed = dialect.parse(body)
+    check_model(parsed.model, rules)
+    if not dialect.folds:  # Ollama's own wires carry media as base64
+        check_media(body, rules)
     wait_s, own = _wait_s(headers, policy)
     return Call(
         id=id,
@@ -49,21 +72,76 @@ def build(
         body=body,
         model=parsed.model,
         stream=parsed.stream,
-        component=_component(dialect, parsed, headers, place, policy),
+        component=_component(parsed, OPERATIONS[dialect.wire], headers, place, policy, principal),
         key=_session(parsed, headers, place) or parsed.named_key or _derived(dialect, parsed, headers) or id.encode(),
         accepted_at=accepted_at,
         deadline=accepted_at + wait_s,
         own_deadline=own,
         needs=parsed.needs,
+        override=_override(headers, parsed.model, policy, principal) if PROVIDER in headers else None,
     )
 
 
-def _component(dialect: Dialect, parsed: Parsed, headers: Headers, place: Place, policy: Policy) -> str:
+def passing(
+    passage: Passage,
+    body: bytes,
+    headers: Headers,
+    place: Place,
+    policy: Policy,
+    *,
+    model: str,
+    stream: bool,
+    id: str,
+    accepted_at: float,
+    principal: Principal,
+) -> Call:
+    """The call that a request makes which is passed on unread.
+
+    Raises:
+        BadRequest: a header cannot be understood, or asks for a provider that gets no such requests.
+        Forbidden: as `build`.
+    """
+    parsed = Parsed(head={}, model=model, stream=stream, needs=Feature.NONE)
+    if PROVIDER in headers and _override(headers, model, policy, principal) != policy.baseline:
+        raise BadRequest(f"what this gateway does not read goes to {policy.baseline} only")
+    wait_s, own = _wait_s(headers, policy)
+    return Call(
+        id=id,
+        wire=Wire.PASSTHROUGH,
+        head=parsed.head,
+        body=body,
+        model=model,
+        stream=stream,
+        component=_component(parsed, Operation.PASSTHROUGH, headers, place, policy, principal),
+        key=_session(parsed, headers, place) or id.encode(),
+        accepted_at=accepted_at,
+        deadline=accepted_at + wait_s,
+        own_deadline=own,
+        passage=passage,
+    )
+
+
+def _override(headers: Headers, model: str, policy: Policy, principal: Principal) -> str:
+    """The provider that an administrator's request names."""
+    if Right.ADMIN not in principal.rights:
+        raise Forbidden("x-memos-provider chooses the back end past the split and needs the admin scope")
+    provider = _text(headers, PROVIDER) or ""
+    if provider not in policy.timeouts:
+        raise BadRequest(f"x-memos-provider: there is no provider {provider!r}; choices: {', '.join(policy.timeouts)}")
+    known = policy.catalogue.resolve(model)
+    if known is not None and known.target(provider) is None:
+        raise BadRequest(f"x-memos-provider: {provider} does not have the model {known.name!r}")
+    return provider
+
+
+def _component(
+    parsed: Parsed, operation: Operation, headers: Headers, place: Place, policy: Policy, principal: Principal
+) -> str:
     name = _text(headers, b"x-memos-component") or place.component
     if name is None:
         if parsed.component is not None and COMPONENT.fullmatch(parsed.component):
             return parsed.component
-        return policy.component(parsed.model, OPERATIONS[dialect.wire])
+        return principal.component or policy.component(parsed.model, operation)
     if not COMPONENT.fullmatch(name):
         raise BadRequest("a component is 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
     return name

@@ -1,11 +1,12 @@
 """Health from the last probes: never probes itself, never waits.
 
-`healthy`: every provider is up; `degraded`: one is down but another can answer; `unhealthy`: none is up.
+`healthy`: every provider is up; `degraded`: one is down but another can answer; `unhealthy`: none is up. A store that
+does not answer or a wrong configuration file degrades: what was in force stays so, but cannot be changed.
 """
 
 from collections.abc import Callable, Iterable
 
-from memos_llm.core.events import Event, ProbeEnded
+from memos_llm.core.events import ConfigChanged, ConfigRejected, Event, ProbeEnded, StoreState
 from memos_llm.core.ports import Clock
 
 HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = "healthy", "degraded", "unhealthy", "unknown"
@@ -19,11 +20,27 @@ class HealthBoard:
         self._clock = clock
         self._up: dict[str, dict[str, bool]] = {provider: {} for provider in providers}
         self._at: float | None = None
+        self._parts = {"store": UNKNOWN, "config": HEALTHY}
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, ProbeEnded):
             self._up.setdefault(event.provider, {})[event.endpoint] = event.up
             self._at = self._clock()
+        elif isinstance(event, StoreState):
+            self._parts["store"] = HEALTHY if event.reachable and not event.regressed else DEGRADED
+        elif isinstance(event, ConfigRejected):
+            self._parts["config"] = DEGRADED
+        elif isinstance(event, ConfigChanged):
+            self._parts["config"] = HEALTHY
+            self._follow(event)
+
+    def _follow(self, event: ConfigChanged) -> None:
+        """What is configured no more is asked for no more."""
+        known = self._up
+        self._up = {provider: {} for provider in event.providers}
+        for provider, endpoint in event.endpoints:
+            if provider in self._up and endpoint in known.get(provider, {}):
+                self._up[provider][endpoint] = known[provider][endpoint]
 
     def report(self) -> dict[str, object]:
         """The `/health` document; `age_s` is the age of the last probe, None before the first."""
@@ -32,6 +49,21 @@ class HealthBoard:
             "status": _overall(services.values()),
             "services": {"router": HEALTHY, **services},
             "age_s": None if self._at is None else round(self._clock() - self._at, 3),
+        }
+
+    def aggregate(self) -> dict[str, object]:
+        """The same with every part: each endpoint, the store, the configuration."""
+        report = self.report()
+        services = {provider: _service(endpoints) for provider, endpoints in self._up.items()}
+        ill = report["status"] == HEALTHY and DEGRADED in self._parts.values()
+        return {
+            **report,
+            "status": DEGRADED if ill else report["status"],
+            "services": {"router": HEALTHY, **services, **self._parts},
+            "endpoints": {
+                provider: {url: HEALTHY if up else UNHEALTHY for url, up in endpoints.items()}
+                for provider, endpoints in self._up.items()
+            },
         }
 
 

@@ -1,18 +1,18 @@
-"""The data plane: one inference request from its first byte to its last, as raw ASGI.
+"""The data plane: one request from its first byte to its last, as raw ASGI.
 
 Whatever happens before the first byte of the answer becomes a proper error in the client's dialect; whatever happens
-after it becomes an in-band error and the end of the stream. A client that leaves cancels upstream at once.
+after it becomes an in-band error and the end of the stream. A client that leaves cancels upstream at once. What is
+particular to a kind of request is its `Work`.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from memos_llm.core.call import Call, Wire
-from memos_llm.core.errors import BadRequest, LLMError, NotOffered, Overloaded, Unavailable
+from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound, NotOffered, Overloaded, Unavailable
 from memos_llm.core.events import Bus, InternalError, RequestRefused, place_of
-from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Engine, Exchange
-from memos_llm.dialects.edge import DIALECTS, Dialect
 from memos_llm.gateway import calls
 from memos_llm.gateway.asgi import (
     BodyTooLarge,
@@ -24,11 +24,12 @@ from memos_llm.gateway.asgi import (
     Scope,
     Send,
     connection_of,
-    header_value,
     read_body,
-    respond,
 )
+from memos_llm.gateway.errors import Voice, tell
 from memos_llm.gateway.paths import Place
+from memos_llm.gateway.principal import Principal
+from memos_llm.gateway.rules import Rules
 
 WIRES: Mapping[str, Wire] = {
     "/v1/chat/completions": Wire.OPENAI_CHAT,
@@ -53,38 +54,68 @@ class RequestTimeout(BadRequest):
     status = 408
 
 
-class Inference:
-    """Answers inference requests. `max_concurrency`, `max_body_bytes`, `body_timeout_s` are the gateway's settings."""
+class Arrival(NamedTuple):
+    """A request that was let in: its ASGI parts, where it goes, who sent it, and the rules at that moment."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        policy: Callable[[], Policy],
-        bus: Bus,
-        clock: Clock,
-        *,
-        max_concurrency: int,
-        max_body_bytes: int,
-        body_timeout_s: float,
-    ) -> None:
-        self._engine, self._policy, self._bus, self._clock = engine, policy, bus, clock
-        self._max_concurrency, self._max_body_bytes = max_concurrency, max_body_bytes
-        self._body_timeout_s = body_timeout_s
+    scope: Scope
+    receive: Receive
+    send: Send
+    headers: Mapping[bytes, bytes]
+    place: Place
+    principal: Principal
+    rules: Rules
+
+
+class Local(NamedTuple):
+    """An answer that no back end has to give."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Work(Protocol):
+    """One kind of request."""
+
+    @property
+    def voice(self) -> Voice:
+        """How its errors are told."""
+        ...
+
+    def call(self, arrival: Arrival, body: bytes, *, id: str, accepted_at: float) -> Call:
+        """Raises:
+        LLMError: the request cannot be understood, or is not allowed.
+        """
+        ...
+
+    async def play(self, call: Call, exchange: Exchange, reply: "Reply") -> None:
+        """Write the answer to its end."""
+        ...
+
+    def instead(self, call: Call, error: BadRequest) -> Local | None:
+        """What is answered where no back end offers the call or has its model; None: the error."""
+        ...
+
+
+class Inference:
+    """Answers requests that the engine carries out."""
+
+    def __init__(self, engine: Engine, bus: Bus, clock: Clock) -> None:
+        self._engine, self._bus, self._clock = engine, bus, clock
         self._running = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, wire: Wire, place: Place) -> None:
-        accepted_at, headers, connection = self._clock(), dict(scope["headers"]), connection_of(scope)
-        reply = _Reply(send, DIALECTS[wire], calls.request_id(headers))
+    async def __call__(self, arrival: Arrival, work: Work) -> None:
+        accepted_at, connection = self._clock(), connection_of(arrival.scope)
+        reply = Reply(arrival.send, work.voice, calls.request_id(arrival.headers))
         call: Call | None = None
         self._running += 1
         try:
-            if self._running > self._max_concurrency:
+            if self._running > arrival.rules.max_concurrency:
                 raise Overloaded("the gateway is at its limit of concurrent requests", retry_after_s=1)
-            body = await self._body(receive, headers)
-            call = calls.build(
-                reply.dialect, body, headers, place, self._policy(), id=reply.id, accepted_at=accepted_at
-            )
-            await self._answer(call, connection, reply)
+            body = await body_of(arrival)
+            call = work.call(arrival, body, id=reply.id, accepted_at=accepted_at)
+            reply.model = call.model
+            await self._answer(call, connection, work, reply)
         except ClientLeft:
             return
         except asyncio.CancelledError:  # the server's only other reason: the drain time is over
@@ -97,8 +128,8 @@ class Inference:
         finally:
             self._running -= 1
 
-    async def _fail(self, reply: "_Reply", call: Call | None, error: LLMError) -> None:
-        if call is None or isinstance(error, NotOffered):  # any other end of a call is told by the engine
+    async def _fail(self, reply: "Reply", call: Call | None, error: LLMError) -> None:
+        if call is None or (isinstance(error, NotOffered) and error.decision is None):  # else the engine tells it
             self._bus.emit(
                 RequestRefused(
                     request_id=reply.id, status=error.http_status, error_name=error.name, error_code=error.code
@@ -106,25 +137,19 @@ class Inference:
             )
         await reply.fail(error)
 
-    async def _body(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
-        declared = headers.get(b"content-length", b"")
-        try:
-            if declared.isdigit() and int(declared) > self._max_body_bytes:
-                raise BodyTooLarge
-            return await read_body(receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
-        except BodyTooLarge:
-            raise PayloadTooLarge(f"the request body is larger than {self._max_body_bytes} bytes") from None
-        except TimeoutError:
-            raise RequestTimeout(f"the request body did not arrive within {self._body_timeout_s:g} s") from None
-
-    async def _answer(self, call: Call, connection: Connection, reply: "_Reply") -> None:
+    async def _answer(self, call: Call, connection: Connection, work: Work, reply: "Reply") -> None:
         watch = DisconnectWatch(connection)
         try:
             exchange = await self._engine.open(call)
             try:
-                await reply.play(call, exchange)
+                await work.play(call, exchange, reply)
             finally:
                 await exchange.aclose()
+        except (NotOffered, ModelNotFound) as error:
+            local = work.instead(call, error)
+            if local is None:
+                raise
+            await reply.whole(*local)
         except asyncio.CancelledError:
             if not watch.left:
                 raise
@@ -132,63 +157,53 @@ class Inference:
             watch.stop()
 
 
-class _Reply:
-    """The response to one request: not begun, begun, or over."""
+async def body_of(arrival: Arrival) -> bytes:
+    """The whole body.
 
-    def __init__(self, send: Send, dialect: Dialect, id: str) -> None:
-        self.dialect, self.id = dialect, id
-        self._send, self._begun = send, False
+    Raises:
+        PayloadTooLarge, RequestTimeout, ClientLeft.
+    """
+    rules, declared = arrival.rules, arrival.headers.get(b"content-length", b"")
+    try:
+        if declared.isdigit() and int(declared) > rules.max_body_bytes:
+            raise BodyTooLarge
+        return await read_body(arrival.receive, max_bytes=rules.max_body_bytes, timeout_s=rules.body_timeout_s)
+    except BodyTooLarge:
+        raise PayloadTooLarge(f"the request body is larger than {rules.max_body_bytes} bytes") from None
+    except TimeoutError:
+        raise RequestTimeout(f"the request body did not arrive within {rules.body_timeout_s:g} s") from None
 
-    async def play(self, call: Call, exchange: Exchange) -> None:
-        """Write the answer as it comes; a whole one in one piece with its length."""
-        headers = self._headers(exchange)
-        frame = await exchange.next()
-        if not call.stream:
-            body = frame.data if frame else b""
-            headers.append((b"content-length", b"%d" % len(body)))
-            await self._start(headers)
-            await self._send({"type": "http.response.body", "body": body})
-            await exchange.next()  # its end: also an answer that was passed on unfinished has been delivered
-            return
-        await self._start(headers)
-        while frame is not None:
-            if frame.data:  # a usage event that only we asked for leaves nothing to write
-                await self._send({"type": "http.response.body", "body": frame.data, "more_body": True})
-            frame = await exchange.next()
-        await self._send({"type": "http.response.body", "body": b""})
 
-    async def _start(self, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+class Reply:
+    """The response to one request: not begun, begun, or over. `model` is the caller's, once it is known."""
+
+    def __init__(self, send: Send, voice: Voice, id: str) -> None:
+        self.id, self.model = id, ""
+        self._send, self._voice = send, voice
+        self._begun, self._events = False, True
+
+    async def start(self, status: int, headers: Headers, *, events: bool = True) -> None:
+        """`events`: what follows is a row of events, so that the last one may be an error."""
+        self._events = events
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
         self._begun = True
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """A response in one piece, with its length."""
+        headers += [(b"x-request-id", self.id.encode()), (b"content-length", b"%d" % len(body))]
+        await self.start(status, headers)
+        await self.end(body)
 
     async def fail(self, error: LLMError) -> None:
         """An error response; in-band, as the last event, when the answer has begun."""
-        if self._begun:
-            await self._send({"type": "http.response.body", "body": self.dialect.stream_error(error)})
-            return
-        headers: Headers = [
-            (b"content-type", self.dialect.media_type(stream=False)),
-            (b"x-request-id", self.id.encode()),
-            (b"x-memos-error-code", error.code.encode()),
-            (b"x-should-retry", b"false"),
-        ]
-        if error.provider:
-            headers.append((b"x-memos-provider", header_value(error.provider)))
-        if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
-        await respond(self._send, error.http_status, headers, self.dialect.error_body(error))
-
-    def _headers(self, exchange: Exchange) -> Headers:
-        decision, served = exchange.decision, exchange.served
-        headers: Headers = [
-            (b"content-type", self.dialect.media_type(stream=exchange.stream)),
-            (b"x-request-id", self.id.encode()),
-            (b"x-memos-provider", header_value(served.provider)),
-            (b"x-memos-arm", decision.arm.encode()),
-            (b"x-memos-model", header_value(served.model)),
-            (b"x-memos-attempts", b"%d" % exchange.attempts),
-            (b"x-memos-reason", decision.reason.encode()),
-        ]
-        if exchange.warnings:
-            headers.append((b"x-memos-warnings", header_value(", ".join(exchange.warnings))))
-        return headers
+        if not self._begun:
+            await tell(self._send, self._voice, error, self.id, self.model)
+        elif self._events:
+            await self.end(self._voice.event(error))
+        # else: the server closes the connection under an answer without an end, which its reader cannot take for whole

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from memos_llm.core.errors import Forbidden
+from memos_llm.core.errors import Forbidden, Unauthorized
 
 _PLACE = "memos_llm.principal"
 
@@ -43,10 +43,14 @@ class Principal(Struct, frozen=True):
 
     def require(self, right: Right) -> None:
         """Raises:
+        Unauthorized: nobody in particular asks, and this takes somebody.
         Forbidden: naming the scope that is missing.
         """
-        if right not in self.rights:
-            raise Forbidden(f"this needs a key with the scope {right.value!r}; {self.id} does not have it")
+        if right in self.rights:
+            return
+        if self.id == ANONYMOUS.id:
+            raise Unauthorized(f"this needs a key with the scope {right.value!r}, or the admin token")
+        raise Forbidden(f"this needs a key with the scope {right.value!r}; {self.id} does not have it")
 
 
 def rights_of(scopes: tuple[str, ...]) -> frozenset[Right]:
@@ -56,6 +60,9 @@ def rights_of(scopes: tuple[str, ...]) -> frozenset[Right]:
 
 ANONYMOUS = Principal("anonymous", frozenset({Right.INFERENCE, Right.METRICS}))
 """Anyone on this machine, where no keys are configured. What needs more takes the admin token, on loopback too."""
+
+NOBODY = Principal("anonymous", frozenset())
+"""Whoever asks for what is open to all: nobody looked at the key."""
 
 
 def leave(scope: MutableMapping[str, Any], principal: Principal) -> None:

@@ -1,39 +1,113 @@
 """One gateway process: runtime, application and server put together, run, and taken apart in order."""
 
+import asyncio
 import gc
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from memos_llm.config import Settings
-from memos_llm.core.events import ProbeEnded
+from memos_llm.config import Settings, Source
+from memos_llm.core.events import ConfigChanged, Event, ProbeEnded
 from memos_llm.gateway import server
 from memos_llm.gateway.build import build_app
 from memos_llm.gateway.health import HealthBoard
-from memos_llm.wiring import open_runtime
+from memos_llm.gateway.workers import Terminal, Worker, divide
+from memos_llm.wiring import Runtime, open_runtime
+from memos_llm.wiring.reload import Accept
 
 
 async def serve(
-    settings: Settings, listener: socket.socket, *, seed: bool = False, ready: Callable[[], None] = lambda: None
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    seed: bool = False,
+    ready: Callable[[], None] = lambda: None,
+    source: Source | None = None,
+    accept: Accept = lambda settings: settings,
+    worker: Worker | None = None,
 ) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT, then drain. `seed` fills a new store with the configured share.
 
-    `ready` is called once, when requests are taken.
+    Args:
+        ready: called once, when requests are taken.
+        source: the file that is followed, at once on SIGHUP; None: none.
+        accept: has the last word on what is read from it again.
+        worker: set in one of several processes on the same listener.
 
     Raises:
         ConfigError, StoreUnreachable: before the first request is taken.
     """
-    runtime = await open_runtime(settings, kind="gateway", seed=seed, log=True)
+    workers = worker.shared.workers if worker is not None else 1
+    runtime = await open_runtime(
+        divide(settings, workers),
+        kind="gateway",
+        seed=seed,
+        log=True,
+        source=source,
+        accept=lambda read: divide(accept(read), workers),
+        shared=worker.shared if worker is not None else None,
+    )
     try:
         uvicorn_server: server.Server
         health = HealthBoard(runtime.transports, runtime.clock, draining=lambda: uvicorn_server.draining)
         runtime.bus.subscribe("health", health.on_event, ProbeEnded)
         runtime.start_probing()
         uvicorn_server = server.build(build_app(runtime, health), drain_s=settings.gateway.drain_s)
-        uvicorn_server.ready = ready
+        uvicorn_server.ready = worker.ready if worker is not None else ready
+
+        def drain_as_configured(event: Event) -> None:
+            uvicorn_server.config.timeout_graceful_shutdown = max(1, round(runtime.settings.gateway.drain_s))
+
+        runtime.bus.subscribe("drain", drain_as_configured, ConfigChanged)
+        runtime.start_watching()
         _spare_the_collector()
-        await uvicorn_server.serve(sockets=[listener])
+        with _reload_on_hangup(runtime, uvicorn_server), _ended_with_parent(worker, uvicorn_server):
+            await uvicorn_server.serve(sockets=[listener])
     finally:
         await runtime.aclose()
+
+
+@contextmanager
+def _reload_on_hangup(runtime: Runtime, uvicorn_server: server.Server) -> Iterator[None]:
+    """SIGHUP reads the configuration; but it also comes when the terminal is closed, and then it is the end."""
+    loop, running = asyncio.get_running_loop(), set[asyncio.Task[object]]()
+    terminal = Terminal()
+
+    def reload() -> None:
+        if terminal.closed():
+            uvicorn_server.handle_exit(signal.SIGTERM, None)
+            return
+        task = loop.create_task(runtime.reload(), name="memos_llm reload")
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in running:
+            task.cancel()
+
+
+@contextmanager
+def _ended_with_parent(worker: Worker | None, uvicorn_server: server.Server) -> Iterator[None]:
+    """A worker whose parent is gone drains: nobody would stop or replace it."""
+    if worker is None:
+        yield
+        return
+    loop, lifeline = asyncio.get_running_loop(), worker.lifeline
+
+    def drain() -> None:
+        loop.remove_reader(lifeline)
+        uvicorn_server.handle_exit(signal.SIGTERM, None)
+
+    loop.add_reader(lifeline, drain)
+    try:
+        yield
+    finally:
+        loop.remove_reader(lifeline)
 
 
 def _spare_the_collector() -> None:

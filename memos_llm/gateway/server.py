@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -27,17 +27,36 @@ class HeadTooLarge(Exception):
     """The request line and headers passed `MAX_HEAD_BYTES`."""
 
 
+class HeadRefused(Protocol):
+    """What an application may offer: how long a head may take (seconds), and the answer to one that was no good.
+
+    `target` is what is known of the path, a response's bytes are returned.
+    """
+
+    @property
+    def header_timeout_s(self) -> float: ...
+
+    def refused_head(self, status: int, target: str) -> bytes: ...
+
+
 class ClientConnection(HttpToolsProtocol):
     """uvicorn's protocol, which also bounds a request's head and tells a running request that its client has left."""
 
     on_left: Callable[[], None] | None = None
+    _late: asyncio.TimerHandle | None = None  # runs while a head is not whole
     _head: object = None  # what tells the head being read from any other; None between heads
     _head_bytes = 0
     _unparsed_bytes = 0
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self._await_head()
+
     def data_received(self, data: bytes) -> None:
         head = self._head
         super().data_received(data)
+        if self._head is not None and self._late is None:  # most heads come at once, and cost no timer
+            self._await_head()
         if head is None or head is not self._head or self.transport.is_closing():
             return
         self._unparsed_bytes += len(data)  # the parser keeps a header to itself until it is whole
@@ -61,6 +80,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head = None
+        if self._late is not None:
+            self._forget_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -79,13 +100,31 @@ class ClientConnection(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES:
             raise HeadTooLarge  # to the parser, whose error uvicorn answers with `send_400_response`
 
-    def _refuse_head(self) -> None:
-        self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        )
+    def _refuse_head(self, status: int = 431) -> None:
+        if self.transport.is_closing():
+            return
+        front: HeadRefused = self.app
+        self.transport.write(front.refused_head(status, self.url.decode("latin-1") if self._head is not None else ""))
         self.transport.close()
 
+    def _await_head(self) -> None:
+        front: HeadRefused = self.app
+        self._late = self.loop.call_later(front.header_timeout_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._late = None
+        if self._head is None:  # nothing came on this connection: nobody waits for words
+            self.transport.close()
+        else:
+            self._refuse_head(408)
+
+    def _forget_timer(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_timer()
         super().connection_lost(exc)
         if self.on_left is not None:
             self.on_left()
@@ -148,6 +187,7 @@ def build(app: object, *, drain_s: float) -> Server:
         uvicorn.Config(
             app,  # type: ignore[arg-type]  # our ASGI types are narrower than uvicorn's
             http=ClientConnection,
+            ws="none",  # nothing here is a web socket
             loop="uvloop",
             lifespan="off",
             access_log=False,

@@ -8,14 +8,14 @@ from typing import Any, Unpack
 
 from msgspec.structs import replace
 
-from memos_llm.config import Settings, load
-from memos_llm.core.call import Call
+from memos_llm.config import Settings, Source, load
+from memos_llm.core.call import Call, Operation
 from memos_llm.core.decision import Decision
-from memos_llm.core.errors import AttemptFailed, ControlError, InvalidResponse, NotOffered
+from memos_llm.core.errors import AttemptFailed, ControlError, EmbeddingServiceError, InvalidResponse
 from memos_llm.core.ports import Exchange
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, StreamChunk
-from memos_llm.dialects.typed import ChunkReader, parse_answer
-from memos_llm.library.calls import CallOptions, build
+from memos_llm.dialects.typed import ChunkReader, parse_answer, parse_vectors
+from memos_llm.library.calls import CallOptions, Place, build, build_embed
 from memos_llm.wiring import Runtime, open_runtime
 
 CLOSED = "the router is closed"
@@ -65,13 +65,18 @@ class Router:
     ) -> LLMResponse:
         """One conversation, the next message."""
         call = self._call(messages, False, max_tokens, temperature, options)
-        exchange = await self._runtime.engine.open(call)
-        try:
-            frame = await exchange.next()
-            await exchange.next()
-        finally:
-            await exchange.aclose()
-        return self._response(call, exchange, frame.data if frame else b"")
+        exchange, body = await self._whole(call)
+        with _understood(call, exchange):
+            answer = parse_answer(body)
+        return replace(
+            answer,
+            provider=exchange.served.provider,
+            model=exchange.served.model,
+            arm=exchange.decision.arm.value,
+            attempts=exchange.attempts,
+            request_id=call.id,
+            duration_s=self._runtime.clock() - call.accepted_at,
+        )
 
     async def stream(
         self,
@@ -97,13 +102,32 @@ class Router:
             await exchange.aclose()
 
     async def embed(
-        self, texts: Sequence[str], *, model: str | None = None, component: str = "embedding"
+        self, texts: Sequence[str], *, model: str | None = None, **options: Unpack[Place]
     ) -> EmbeddingResponse:
-        """Not offered yet."""
-        raise NotOffered("embeddings are not routed yet: call the embedding back end directly")
+        """One vector for each text, all from one back end; for no texts none, and nothing is sent.
+
+        They belong to the component `embedding` unless the configuration's rules or `component` say another; either
+        way they move with the embeddings' own share, for the vectors of two back ends do not mix.
+
+        Raises:
+            EmbeddingServiceError: the vectors could not be had. What is refused is a `BadRequest`, as for any call.
+        """
+        self._check_open()
+        runtime = self._runtime
+        call = build_embed(texts, options={**options, "model": model}, policy=runtime.policy(), now=runtime.clock())
+        if not texts:
+            return EmbeddingResponse(vectors=[], request_id=call.id)
+        exchange, body = await self._whole(call)
+        with _understood(call, exchange):
+            answer = parse_vectors(body, len(texts))
+        return replace(answer, provider=exchange.served.provider, model=exchange.served.model, request_id=call.id)
 
     def explain(self, **options: Unpack[CallOptions]) -> Decision:
-        """The decision for such a call, nothing sent. `session` is the key; without one, each call has its own."""
+        """The decision for such a chat call, nothing sent. `session` is the key; without one, each call has its own.
+
+        Raises:
+            NotOffered: no configured provider can do such a call.
+        """
         return self._runtime.engine.decide(self._call([], False, None, None, options))
 
     def provider(self, component: str) -> "BoundRouter":
@@ -111,15 +135,17 @@ class Router:
         return BoundRouter(self, component)
 
     async def aclose(self) -> None:
-        """Await or cancel what is under way first: its connections go away. Later calls raise `ControlError`."""
+        """Close what `open` opened; later calls raise `ControlError`. Harmless when repeated.
+
+        Await or cancel what is under way first: its connections go away.
+        """
         self._closed = True
         await self._runtime.aclose()
 
     def _call(
         self, messages: Chat, stream: bool, max_tokens: int | None, temperature: float | None, options: CallOptions
     ) -> Call:
-        if self._closed:
-            raise ControlError(CLOSED)
+        self._check_open()
         return build(
             messages,
             stream=stream,
@@ -130,18 +156,18 @@ class Router:
             now=self._runtime.clock(),
         )
 
-    def _response(self, call: Call, exchange: Exchange, body: bytes) -> LLMResponse:
-        with _understood(call, exchange):
-            answer = parse_answer(body)
-        return replace(
-            answer,
-            provider=exchange.served.provider,
-            model=exchange.served.model,
-            arm=exchange.decision.arm.value,
-            attempts=exchange.attempts,
-            request_id=call.id,
-            duration_s=self._runtime.clock() - call.accepted_at,
-        )
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ControlError(CLOSED)
+
+    async def _whole(self, call: Call) -> tuple[Exchange, bytes]:
+        exchange = await self._runtime.engine.open(call)
+        try:
+            frame = await exchange.next()
+            await exchange.next()
+        finally:
+            await exchange.aclose()
+        return exchange, frame.data if frame else b""
 
 
 class BoundRouter:
@@ -159,6 +185,7 @@ class BoundRouter:
         temperature: float | None = 0.7,
         **options: Unpack[CallOptions],
     ) -> LLMResponse:
+        """As `Router.generate`."""
         return await self._router.generate(
             prompt, max_tokens=max_tokens, temperature=temperature, **self._bound(options)
         )
@@ -171,6 +198,7 @@ class BoundRouter:
         temperature: float | None = 0.7,
         **options: Unpack[CallOptions],
     ) -> LLMResponse:
+        """As `Router.chat`."""
         return await self._router.chat(messages, max_tokens=max_tokens, temperature=temperature, **self._bound(options))
 
     def stream(
@@ -181,13 +209,18 @@ class BoundRouter:
         temperature: float | None = 0.7,
         **options: Unpack[CallOptions],
     ) -> AsyncIterator[StreamChunk]:
+        """As `Router.stream`."""
         return self._router.stream(messages, max_tokens=max_tokens, temperature=temperature, **self._bound(options))
 
-    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResponse:
-        return await self._router.embed(texts, model=model, component=self._component)
+    async def embed(
+        self, texts: Sequence[str], *, model: str | None = None, **options: Unpack[Place]
+    ) -> EmbeddingResponse:
+        """As `Router.embed`."""
+        bound: Place = {"component": self._component, **options}
+        return await self._router.embed(texts, model=model, **bound)
 
     async def aclose(self) -> None:
-        return None
+        """Nothing of its own to close."""
 
     def _bound(self, options: CallOptions) -> CallOptions:
         return {"component": self._component, **options}
@@ -214,10 +247,14 @@ class _Opening:
             await self._router.aclose()
 
     async def _open(self) -> Router:
-        settings = (
-            self._config if isinstance(self._config, Settings) else load(Path(self._config) if self._config else None)
-        )
-        runtime = await open_runtime(settings, kind="library")
+        given = self._config
+        if isinstance(given, Settings):
+            runtime = await open_runtime(given, kind="library")
+        else:
+            path = Path(given) if given else None
+            source = Source(path)
+            runtime = await open_runtime(load(path), kind="library", source=source)
+            runtime.start_watching()
         if self._probe:
             runtime.start_probing()
         return self._cls(runtime)
@@ -229,4 +266,5 @@ def _understood(call: Call, exchange: Exchange) -> Iterator[None]:
     try:
         yield
     except AttemptFailed as error:
-        raise InvalidResponse(str(error), provider=exchange.served.provider, request_id=call.id) from error
+        kind = EmbeddingServiceError if call.operation is Operation.EMBEDDINGS else InvalidResponse
+        raise kind(str(error), provider=exchange.served.provider, request_id=call.id) from error

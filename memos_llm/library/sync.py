@@ -6,7 +6,7 @@ first, so that they count as cancelled and not against the back end whose connec
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,8 @@ from typing import Self, TypeVar, Unpack
 from memos_llm.config import Settings
 from memos_llm.core.decision import Decision
 from memos_llm.core.errors import ControlError
-from memos_llm.core.responses import Chat, LLMResponse, StreamChunk
-from memos_llm.library.calls import CallOptions
+from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, StreamChunk
+from memos_llm.library.calls import CallOptions, Place
 from memos_llm.library.router import CLOSED, Router
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class SyncRouter:
         temperature: float | None = 0.7,
         **options: Unpack[CallOptions],
     ) -> LLMResponse:
+        """As `Router.generate`."""
         return self._run(
             lambda: self._router.generate(prompt, max_tokens=max_tokens, temperature=temperature, **options)
         )
@@ -64,6 +65,7 @@ class SyncRouter:
         temperature: float | None = 0.7,
         **options: Unpack[CallOptions],
     ) -> LLMResponse:
+        """As `Router.chat`."""
         return self._run(lambda: self._router.chat(messages, max_tokens=max_tokens, temperature=temperature, **options))
 
     def stream(
@@ -74,7 +76,7 @@ class SyncRouter:
         temperature: float | None = 0.7,
         **options: Unpack[CallOptions],
     ) -> Iterator[StreamChunk]:
-        """Leaving the loop early cancels the call upstream."""
+        """As `Router.stream`. Leaving the loop early cancels the call upstream."""
         pulled = _Pulled(self._router, messages, max_tokens, temperature, options)
         try:
             while (chunk := self._run(lambda: self._pull(pulled))) is not None:
@@ -82,7 +84,13 @@ class SyncRouter:
         finally:
             self._leave(pulled)
 
+    def embed(self, texts: Sequence[str], *, model: str | None = None, **options: Unpack[Place]) -> EmbeddingResponse:
+        """As `Router.embed`."""
+        return self._run(lambda: self._router.embed(texts, model=model, **options))
+
     def explain(self, **options: Unpack[CallOptions]) -> Decision:
+        """As `Router.explain`."""
+
         async def explained() -> Decision:
             return self._router.explain(**options)
 

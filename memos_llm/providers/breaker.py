@@ -9,7 +9,7 @@ The breaker is the quick, temporary, local reflex; the rollback is the latched, 
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, StrEnum, auto
 from random import Random
 
@@ -115,8 +115,16 @@ class Breaker:
         self._passed = 0
         self._window = Window(limits.window_s)
 
+    def would_admit(self, clock: Callable[[], float]) -> bool:
+        """Whether an attempt may start now; asking changes nothing, and costs nothing while all is well."""
+        if self.state is State.CLOSED:
+            return True
+        if self.state is State.OPEN:
+            return clock() >= self._reopens_at
+        return self.trials < min(1 + self._passed, self._limits.trials)
+
     def admits(self, now: float) -> bool:
-        """Whether an attempt may start now."""
+        """Whether an attempt may start now; one is about to."""
         if self.state is State.CLOSED:
             return True
         if self.state is State.OPEN and now >= self._reopens_at:

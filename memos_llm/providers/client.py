@@ -26,7 +26,11 @@ from memos_llm.core.outcome import Kind, Outcome
 
 KEEP_ALIVE_S = 4.0  # below vLLM's 5 s
 MAX_HEADER_BYTES = 16_384  # of one header line of an answer; aiohttp caps their number
+MAX_CONNECTIONS = 1_024  # to all back ends together: a process may open so many files only
+NO_CONNECTION = "connections"  # the code of a `saturated` outcome: none came free in time
 
+_UNPOOLED_CONNECTIONS = 64  # further ones, for requests that are sent again
+_MAX_URLS = 1_000  # kept parsed: endpoints are few, but a passage's path is anything
 _LARGE_BODY_BYTES = 2**20  # above this aiohttp wants a file object, and warns otherwise
 _OURS_TO_SAY = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # headers aiohttp would add
 
@@ -102,8 +106,15 @@ def translate(error: Exception) -> Outcome:
 
 
 def _fail(error: Exception) -> NoReturn:
+    if _waited_in_vain(error):
+        raise AttemptFailed(Outcome(kind=Kind.SATURATED, code=NO_CONNECTION)) from None
     failed = translate(error)
     raise AttemptFailed(failed) from (error if failed.kind is Kind.CONNECT else None)
+
+
+def _waited_in_vain(error: Exception) -> bool:
+    """The time for connecting went by in the line for a connection: none was begun."""
+    return isinstance(error, aiohttp.ConnectionTimeoutError) and not _made.get()
 
 
 def _was_stale(error: Exception) -> bool:
@@ -155,21 +166,29 @@ class AiohttpClient:
     Args:
         keep_alive_s: how long an idle connection may be used again.
         max_header_bytes: longest header line of an answer.
+        max_connections: in use at once, over all back ends; who finds none free waits for `connect_s`.
     """
 
-    def __init__(self, *, keep_alive_s: float = KEEP_ALIVE_S, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        max_header_bytes: int = MAX_HEADER_BYTES,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self._keep_alive_s = keep_alive_s
+        self._max_connections = max_connections
         self._max_header_bytes = max_header_bytes
         self._pool: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
-        self._urls: dict[str, URL] = {}  # of configured endpoints only, hence bounded
+        self._urls: dict[str, URL] = {}
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
 
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, connect_s: float
     ) -> AiohttpReply:
         if self._pool is None:
-            self._pool = self._session(_Connector(limit=0, keepalive_timeout=self._keep_alive_s))
+            self._pool = self._session(_Connector(limit=self._max_connections, keepalive_timeout=self._keep_alive_s))
         _made.set(False)
         try:
             return await self._send(self._pool, method, url, headers, body, connect_s)
@@ -188,7 +207,8 @@ class AiohttpClient:
     ) -> AiohttpReply:
         """On a connection of its own: the others of the pool are as old as the one that failed."""
         if self._unpooled is None:
-            self._unpooled = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+            self._unpooled = self._session(_Connector(limit=_UNPOOLED_CONNECTIONS, force_close=True))
+        _made.set(False)
         try:
             return await self._send(self._unpooled, method, url, headers, body, connect_s)
         except _CAUGHT as error:
@@ -225,7 +245,10 @@ class AiohttpClient:
         )
 
     def _parsed(self, url: str) -> URL:
-        return self._urls.setdefault(url, URL(url))
+        """As it is: what is in a path is the caller's."""
+        if len(self._urls) >= _MAX_URLS:
+            self._urls.clear()
+        return self._urls.setdefault(url, URL(url, encoded=True))
 
     def _limit(self, connect_s: float) -> aiohttp.ClientTimeout:
         """`connect` and not `sock_connect`: it covers the look-up of the name as well."""

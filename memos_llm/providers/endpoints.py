@@ -5,8 +5,7 @@ endpoints are known to serve the model, not being one of them. Nothing is known 
 The breakers are fed by `AttemptEnded` on the bus, whoever made the attempt; the transport tells them nothing.
 """
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
 from memos_llm.core.errors import AttemptFailed
@@ -14,7 +13,12 @@ from memos_llm.core.events import AttemptEnded, BreakerChanged, Bus, Event
 from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, NO_FINISH, Kind, Outcome
 from memos_llm.core.policy import Endpoint
 from memos_llm.core.ports import Clock
+from memos_llm.providers.affinity import fingerprint, overloaded, weight
 from memos_llm.providers.breaker import VERDICTS, Breaker, BreakerLimits, State
+from memos_llm.providers.endpoint import EndpointState, Lease, gone
+from memos_llm.providers.places import Places
+
+__all__ = ["BEST_EFFORT", "DOWN", "EndpointState", "Lease", "Pool", "gone"]
 
 DOWN = "down"
 BEST_EFFORT = 32  # requests in flight on an endpoint whose breaker is open
@@ -22,102 +26,12 @@ BEST_EFFORT = 32  # requests in flight on an endpoint whose breaker is open
 _MAX_REMEMBERED = 1_000  # models are named by callers
 
 
-class EndpointState:
-    """One endpoint as this process sees it.
-
-    Attributes:
-        up: by the last probes; None before the first.
-        served: the models it told of (canonical), None before it did.
-        misses: probes that failed in a row. heard_at: when a request there last got a byte.
-        in_flight: requests from `begin` until their lease ends.
-        waiting: tasks within `patience`; `cut`: those that were told to give up. downs: how often they were.
-    """
-
-    def __init__(self, endpoint: Endpoint, breaker: Breaker, canonical: Callable[[str], str]) -> None:
-        self.url = endpoint.url
-        self.configured = frozenset(canonical(model) for model in endpoint.models)
-        self.served: frozenset[str] | None = None
-        self.version = ""
-        self.up: bool | None = None
-        self.misses = 0
-        self.heard_at = float("-inf")
-        self.breaker = breaker
-        self.in_flight = 0
-        self.turn = 0
-        self.waiting: set[asyncio.Task[object]] = set()
-        self.cut: set[asyncio.Task[object]] = set()
-        self.downs = 0
-
-    def begin(self) -> "Lease":
-        return Lease(self)
-
-    def patience(self) -> "Patience":
-        """What is awaited within ends at once when the endpoint is found down. Not to be nested.
-
-        Raises:
-            AttemptFailed: `timeout`, code `endpoint_down`.
-        """
-        return Patience(self)
-
-    def cut_waiting(self) -> None:
-        """The endpoint was found down: end, as time-outs, what waits for it."""
-        self.downs += 1
-        for task in self.waiting - self.cut:
-            self.cut.add(task)
-            task.cancel()
-
-
-class Patience:
-    """A context manager without a generator: it is entered for every read before the commit point."""
-
-    __slots__ = ("_before", "_state", "_task")
-
-    def __init__(self, state: EndpointState) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._state, self._task, self._before = state, task, task.cancelling()
-
-    def __enter__(self) -> None:
-        self._state.waiting.add(self._task)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        state, task = self._state, self._task
-        cut = task in state.cut
-        state.waiting.discard(task)
-        state.cut.discard(task)
-        if cut and kind is asyncio.CancelledError and task.uncancel() <= self._before:
-            raise gone() from None
-
-
-def gone() -> AttemptFailed:
-    return AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="endpoint_down"))
-
-
-class Lease:
-    """One request in flight on an endpoint. Ends once, however often `end` is called."""
-
-    __slots__ = ("_open", "_trial", "state")
-
-    def __init__(self, state: EndpointState) -> None:
-        self.state = state
-        self._open = True
-        self._trial = state.breaker.begin()
-        state.in_flight += 1
-
-    def end(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        self.state.in_flight -= 1
-        if self._trial:
-            self.state.breaker.end()
-
-
 class Pool:
     """All endpoints of one provider.
 
     Args:
         canonical: folds the spellings of a model's name that the back end takes for one.
+        max_inflight: requests in flight on one endpoint. queue_s: how long others wait for a place.
     """
 
     def __init__(
@@ -130,14 +44,25 @@ class Pool:
         rng: Random,
         canonical: Callable[[str], str] = str,
         limits: BreakerLimits | None = None,
+        max_inflight: int | None = None,
+        queue_s: float = 10.0,
     ) -> None:
         limits = limits or BreakerLimits()
         self.provider = provider
-        self._bus, self._clock, self._canonical = bus, clock, canonical
-        self._states = {e.url: EndpointState(e, Breaker(limits, rng), canonical) for e in endpoints}
+        self._bus, self._clock, self._canonical, self._max_inflight = bus, clock, canonical, max_inflight
+        self._states = {
+            endpoint.url: EndpointState(
+                endpoint, Breaker(limits, rng), canonical, Places(max_inflight, queue_s) if max_inflight else None
+            )
+            for endpoint in endpoints
+        }
         self._serving: dict[str, tuple[EndpointState, ...]] = {}
         self._turn = 0
-        bus.subscribe(f"breaker.{provider}", self._on_event, AttemptEnded)
+        self._unsubscribe = bus.subscribe(f"breaker.{provider}", self._on_event, AttemptEnded)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._unsubscribe()
 
     def __iter__(self) -> Iterator[EndpointState]:
         return iter(self._states.values())
@@ -148,18 +73,19 @@ class Pool:
         return self._remember(model) if found is None else found
 
     def refusal(self, serving: Sequence[EndpointState]) -> str | None:
-        """Why none of them would take a request now, or None; called for every request."""
+        """Why none of them would take a request now, or None; called for every request. Changes nothing."""
         refused = DOWN
         for state in serving:
             if state.up is False:
                 continue
-            if self._admits(state):
+            if state.breaker.would_admit(self._clock):
                 return None
             refused = BREAKER_OPEN
         return refused
 
-    def pick(self, model: str) -> EndpointState:
-        """The usable endpoint with the fewest requests in flight, in turn where equal; one that is down if all are.
+    def pick(self, model: str, key: bytes = b"") -> EndpointState:
+        """The key's home among the usable endpoints, unless that is overloaded; without a key, or then, the one with
+        the fewest requests in flight, in turn where equal. One that is down if all are.
 
         Where every breaker is open: a bounded best effort on the least bad. Who asks has nowhere else to go (the chain
         puts refusing providers last), and an open breaker may be wrong; an answer half-opens it.
@@ -170,15 +96,30 @@ class Pool:
         serving = self.serving(model)
         if not serving:
             raise AttemptFailed(Outcome(kind=Kind.CONFIG, code=MODEL_NOT_FOUND))
-        best = None
-        for state in serving:
-            if self._admits(state) and (best is None or _rank(state) < _rank(best)):
-                best = state
-        if best is None:
-            best = self._least_bad(serving)
+        best = self._best(serving, fingerprint(key) if key and len(serving) > 1 else 0)
+        self._half_open(best)
         self._turn += 1
         best.turn = self._turn
         return best
+
+    def _best(self, serving: Sequence[EndpointState], key: int) -> EndpointState:
+        least = home = None
+        heaviest = -1
+        for state in serving:
+            breaker = state.breaker
+            if breaker.state is not State.CLOSED and not breaker.would_admit(self._clock):
+                continue
+            if least is None or _rank(state) < _rank(least):
+                least = state
+            if key and state.up is not False:
+                own = weight(key, state.seed)
+                if own > heaviest:
+                    home, heaviest = state, own
+        if least is None:
+            return self._least_bad(serving)
+        if home is None or overloaded(home.in_flight, least.in_flight, self._max_inflight):
+            return least
+        return home
 
     def _least_bad(self, serving: Sequence[EndpointState]) -> EndpointState:
         now = self._clock()
@@ -191,12 +132,19 @@ class Pool:
     def find(self, url: str) -> EndpointState:
         return self._states[url]
 
-    def learn(self, state: EndpointState, models: Sequence[str]) -> None:
+    def learn(self, state: EndpointState, models: Sequence[str], contexts: Mapping[str, int] | None = None) -> None:
         """What an endpoint told of its models."""
+        state.contexts = {self._canonical(model): length for model, length in (contexts or {}).items()}
         served = frozenset(self._canonical(model) for model in models)
         if served != state.served:
             state.served = served
             self._serving.clear()
+
+    def context_tokens(self, model: str) -> int | None:
+        """The least context length among the endpoints that serve a model and told it."""
+        name = self._canonical(model)
+        told = [state.contexts[name] for state in self.serving(model) if name in state.contexts]
+        return min(told, default=None)
 
     def _remember(self, model: str) -> tuple[EndpointState, ...]:
         """Those that serve a model for sure, else those that may, else (they may have got it since) those that did not.
@@ -214,14 +162,12 @@ class Pool:
         found = self._serving[model] = tuple(sure or unknown or states)
         return found
 
-    def _admits(self, state: EndpointState) -> bool:
-        breaker = state.breaker
-        if breaker.state is State.CLOSED:
-            return True
-        before = breaker.state
-        admitted = breaker.admits(self._clock())
-        self._tell(state, before)
-        return admitted
+    def _half_open(self, state: EndpointState) -> None:
+        """A request is about to be sent there: an open breaker whose time is over takes it for a trial."""
+        before = state.breaker.state
+        if before is not State.CLOSED:
+            state.breaker.admits(self._clock())
+            self._tell(state, before)
 
     def _on_event(self, event: Event) -> None:
         """A well-formed end without a finish is the model's doing (Ollama's repeat guard), not the endpoint's."""

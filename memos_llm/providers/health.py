@@ -2,7 +2,8 @@
 
 A refused connection or an answer that says *dead* puts an endpoint down at once. Silence does not: a saturated server
 can be slow to answer, so it takes `DOWN_AFTER` silent probes in a row, and those do not count while it sends anything
-at all. One good probe brings it back.
+at all. One good probe brings it back, but for an endpoint that was found hung: nothing of ours may be in flight
+there any more.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import Bus, InternalError, place_of
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Transport
-from memos_llm.providers.endpoints import EndpointState, Pool
+from memos_llm.providers.endpoint import EndpointState
+from memos_llm.providers.endpoints import Pool
 
 PROBE_S = 10.0
 OPTIONAL_S = 4.0
@@ -34,11 +36,15 @@ Get = Callable[[str], Awaitable[bytes]]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What a probe found. `failure` is None for an endpoint that is up; `models` None when it could not be asked."""
+    """What a probe found. `failure` is None for an endpoint that is up; `models` None when it could not be asked.
+
+    `contexts` are the context lengths of those models that have one.
+    """
 
     failure: Kind | None = None
     detail: str = ""
     models: tuple[str, ...] | None = None
+    contexts: Mapping[str, int] = {}
     version: str = ""
 
 
@@ -57,10 +63,11 @@ async def check(get: Get, ask: Callable[[Get], Awaitable[Finding]], *, limit_s: 
 def note(pool: Pool, state: EndpointState, found: Finding, now: float) -> None:
     """Let a finding take effect. What goes down loses the requests that still wait for their reply there."""
     if found.failure is None:
-        state.up, state.misses = True, 0
+        state.stalled = state.stalled and state.in_flight > 0  # what hangs there hides nothing from a probe
+        state.up, state.misses = not state.stalled, 0
         state.version = found.version or state.version
         if found.models is not None:
-            pool.learn(state, found.models)
+            pool.learn(state, found.models, found.contexts)
         return
     if found.failure is Kind.TIMEOUT and now - state.heard_at < QUIET_S:
         return
@@ -87,14 +94,26 @@ class Prober:
     ) -> None:
         self._transports = tuple(transports)
         self._bus, self._interval_s, self._rng = bus, interval_s, rng or Random()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
+        self._tasks: dict[Transport, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Call once, on the loop that the transports belong to."""
-        self._tasks = [asyncio.create_task(self._watch(t), name=f"probe.{t.name}") for t in self._transports]
+        self._started = True
+        self.follow(self._transports)
+
+    def follow(self, transports: Iterable[Transport]) -> None:
+        """Probe these from now on, and no others. A transport that stays keeps its rhythm."""
+        self._transports = tuple(transports)
+        if not self._started:
+            return
+        for gone in self._tasks.keys() - set(self._transports):
+            self._tasks.pop(gone).cancel()
+        for new in [transport for transport in self._transports if transport not in self._tasks]:
+            self._tasks[new] = asyncio.create_task(self._watch(new), name=f"probe.{new.name}")
 
     async def aclose(self) -> None:
-        tasks, self._tasks = self._tasks, []
+        tasks, self._tasks, self._started = list(self._tasks.values()), {}, False
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

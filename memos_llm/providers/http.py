@@ -1,30 +1,47 @@
 """A `Transport` over HTTP. What differs between kinds of back end is data: a `Profile`.
 
-A request counts as in flight on its endpoint from `open` until its reply has ended or was closed. When probes find an
-endpoint down, the requests there whose answer nobody has begun to use end at once as time-outs.
+A request counts as in flight on its endpoint from `open` until its reply has ended or was closed. Before it is sent,
+its model is loaded (Ollama) and it waits for a place, if these are limited. When an endpoint is found down or hung, the
+requests there whose answer nobody has begun to use end at once as time-outs.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 from msgspec import Struct
 
-from memos_llm.core.call import Feature, Passage, Wire, WireRequest
+from memos_llm.core.call import Feature, Passage, Quirk, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
-from memos_llm.core.events import Bus, ProbeEnded
+from memos_llm.core.events import Bus, InternalError, ProbeEnded, place_of
 from memos_llm.core.outcome import BREAKER_OPEN, Kind, Outcome
 from memos_llm.core.policy import ProviderSpec
 from memos_llm.core.ports import BackendClient, Clock, RawReply
-from memos_llm.providers.endpoints import DOWN, EndpointState, Lease, Pool, gone
+from memos_llm.providers.endpoint import STALLED, EndpointState, Lease, gone
+from memos_llm.providers.endpoints import DOWN, Pool
 from memos_llm.providers.health import Finding, Get, check, note
+from memos_llm.providers.loads import Loads
+from memos_llm.providers.progress import Watch, is_content
+from memos_llm.providers.quirks import quirks
 from memos_llm.providers.refusals import refusal
+from memos_llm.providers.warm import KeepWarm
+
+HOP = "X-Memos-Hop"  # on every request of ours: a gateway that sees it is its own back end
 
 MAX_ERROR_BYTES = 262_144
 MAX_ERROR_S = 5.0
 MAX_DOCUMENT_BYTES = 4_194_304
 DOCUMENT_S = 10.0
+
+PASSABLE = re.compile(r"/[!-\"$-~]*")  # nothing that ends a request line or a path, and no other host
+DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|$)", re.IGNORECASE)  # who rules on paths rules on what they say
+
+_MAX_REMEMBERED = 1_000  # models are named by callers
+
+Offers = Mapping[str | None, Offer]
+"""By why it is refused."""
 
 
 class Profile(Struct, frozen=True, kw_only=True):
@@ -35,12 +52,14 @@ class Profile(Struct, frozen=True, kw_only=True):
         features: what it can do beyond the common.
         canonical: folds the spellings of a model's name that it takes for one.
         ask: one probe: what it finds out, by GETs.
+        cold: models are loaded when they are first asked for, and unloaded again (Ollama).
     """
 
     paths: Mapping[Wire, str]
     features: Feature
     canonical: Callable[[str], str]
     ask: Callable[[Get], Awaitable[Finding]]
+    cold: bool = False
 
 
 class HttpReply:
@@ -68,7 +87,7 @@ class HttpReply:
             self._lease.end()
             raise
         if chunk:
-            self._lease.state.heard_at = self._clock()
+            self._lease.heard(self._clock(), is_content(chunk))
         else:
             self._lease.end()
         return chunk
@@ -76,7 +95,7 @@ class HttpReply:
     async def _read_while_up(self) -> bytes:
         state = self._lease.state
         if state.downs != self._downs:  # found down between two reads
-            raise gone()
+            raise gone(state.why)
         with state.patience():
             return await self._raw.read()
 
@@ -92,26 +111,45 @@ class HttpTransport:
         self, spec: ProviderSpec, profile: Profile, client: BackendClient, bus: Bus, *, clock: Clock, rng: Random
     ) -> None:
         self.name = spec.name
-        self._profile, self._client, self._clock = profile, client, clock
+        self._kind, self._profile, self._client, self._bus, self._clock = spec.kind, profile, client, bus, clock
         self._connect_s = spec.timeouts.connect_s
-        self._pool = Pool(spec.name, spec.endpoints, bus, clock=clock, rng=rng, canonical=profile.canonical)
+        self._pool = Pool(
+            spec.name,
+            spec.endpoints,
+            bus,
+            clock=clock,
+            rng=rng,
+            canonical=profile.canonical,
+            max_inflight=spec.max_inflight,
+            queue_s=spec.queue_s,
+        )
         self._urls = {
             (state.url, wire): state.url + path for state in self._pool for wire, path in profile.paths.items()
         }
-        self._headers = {"Accept-Encoding": "identity"}
+        self._headers = {"Accept-Encoding": "identity", HOP: "1"}
         if spec.api_key:
             self._headers["Authorization"] = f"Bearer {spec.api_key}"
         self._post = {**self._headers, "Content-Type": "application/json"}
-        wires = frozenset((*profile.paths, Wire.PASSTHROUGH))
-        self._offers = {why: Offer(wires, profile.features, why) for why in (None, DOWN, BREAKER_OPEN)}
+        self._wires = frozenset((*profile.paths, Wire.PASSTHROUGH))
+        self._offers: dict[str, Offers] = {}
         self._nothing = Offer(frozenset(), Feature.NONE)
+        self._watch = Watch(self._pool, spec.timeouts.stall_s, clock, tell=self._tell_hung, ask=self._probe_alone)
+        self._loads = Loads(spec.name, self._get, profile.canonical, bus, clock)
+        self._own_loads = profile.cold and spec.own_loads
+        self._looks = profile.cold and (spec.own_loads or bool(spec.keep_warm))
+        self._keep_warm = KeepWarm(
+            spec.name, spec.keep_warm if profile.cold else (), self._pool, self._loads, bus, clock
+        )
 
     def offer(self, model: str) -> Offer:
         serving = self._pool.serving(model)
-        return self._offers[self._pool.refusal(serving)] if serving else self._nothing
+        if not serving:
+            return self._nothing
+        offers = self._offers.get(model) or self._remember(model, serving)
+        return offers[self._pool.refusal(serving)]
 
     def pick(self, model: str, key: bytes = b"") -> str:
-        return self._pool.pick(model).url
+        return self._pool.pick(model, key).url
 
     async def open(self, request: WireRequest) -> HttpReply:
         state = self._pool.find(request.endpoint or self.pick(request.model))
@@ -122,19 +160,48 @@ class HttpTransport:
             raise AttemptFailed(Outcome(kind=Kind.CONFIG, code="wire"))
         lease = state.begin()
         try:
-            raw = await self._answer(state, "POST", url, {**self._post, "X-Request-Id": request.id}, request.body)
+            raw = await self._open(lease, request, url)
         except BaseException:  # raised again: a cancelled request is no longer in flight either
             lease.end()
             raise
         return HttpReply(raw, lease, self._clock)
 
+    async def _open(self, lease: Lease, request: WireRequest, url: str) -> RawReply:
+        state = lease.state
+        need = await self._loads.ready(state, request, load=self._own_loads) if self._looks else None
+        await self._take_place(lease, request.stream)
+        headers = {**self._post, "X-Request-Id": request.id}
+        if need is None:
+            return await self._answer(state, "POST", url, headers, request.body)
+        try:
+            raw = await self._answer(state, "POST", url, headers, request.body)
+        except AttemptFailed as error:
+            self._loads.failed(state, request, error.outcome)
+            raise
+        self._loads.served(state, request, need)
+        return raw
+
+    async def _take_place(self, lease: Lease, stream: bool) -> None:
+        if lease.state.places is not None:
+            await lease.place()
+        if stream:
+            lease.flow(self._clock())
+            self._watch.wake()
+
     async def _pass(self, state: EndpointState, request: WireRequest, passage: Passage) -> HttpReply:
-        """What is not read has any status: the answer is the caller's as it is."""
+        """What is not read has any status: the answer is the caller's as it is.
+
+        Raises:
+            AttemptFailed: `client`, the path is none; else as `open`.
+        """
+        if PASSABLE.fullmatch(passage.target) is None or DOTS.search(passage.target):
+            raise AttemptFailed(Outcome(kind=Kind.CLIENT, status=400, code="path"), "no path of this server")
         headers = {**self._headers, "X-Request-Id": request.id}
         if passage.content_type:
             headers["Content-Type"] = passage.content_type
         lease = state.begin()
         try:
+            await self._take_place(lease, stream=False)
             raw = await self._send(state, passage.method, state.url + passage.target, headers, request.body)
         except BaseException:  # raised again: as in `open`
             lease.end()
@@ -154,19 +221,52 @@ class HttpTransport:
         return await asyncio.gather(*(self._probe(state) for state in self._pool))
 
     async def aclose(self) -> None:
-        """Nothing of its own to close."""
+        """Ends what it does by itself: loads, keeping warm, watching, hearing events."""
+        self._pool.close()
+        await self._keep_warm.aclose()
+        await self._watch.aclose()
+        await self._loads.aclose()
+
+    def _remember(self, model: str, serving: Sequence[EndpointState]) -> Offers:
+        """What all that serve a model can do; forgotten with each probe."""
+        needed = Quirk.NONE
+        for state in serving:
+            needed |= quirks(self._kind, state.version)
+        context_tokens = self._pool.context_tokens(model)
+        if len(self._offers) >= _MAX_REMEMBERED:
+            self._offers.clear()
+        offers = self._offers[model] = {
+            why: Offer(self._wires, self._profile.features, why, context_tokens, needed)
+            for why in (None, DOWN, BREAKER_OPEN)
+        }
+        return offers
 
     async def _probe(self, state: EndpointState) -> ProbeEnded:
         found = await check(lambda path: self._get(state, path), self._profile.ask)
+        if self._looks and found.failure is None:
+            await self._loads.look(state)
         note(self._pool, state, found, self._clock())
+        self._offers.clear()
+        if found.failure is Kind.CONNECT:
+            self._loads.warmth(state).clear()
         return ProbeEnded(
             provider=self.name,
             endpoint=state.url,
             up=state.up is not False,  # as routing sees it: one silent probe is no verdict
-            detail=found.detail,
+            detail=STALLED if state.stalled else found.detail,
             models=found.models,
             version=found.version,
         )
+
+    async def _probe_alone(self, state: EndpointState) -> None:
+        try:
+            self._bus.emit(await self._probe(state))
+        except Exception as error:  # noqa: BLE001 - in a task that nobody awaits: told, and tried again
+            part = f"watch.{self.name}"
+            self._bus.emit(InternalError(part=part, error=type(error).__name__, where=place_of(error)))
+
+    def _tell_hung(self, state: EndpointState) -> None:
+        self._bus.emit(ProbeEnded(provider=self.name, endpoint=state.url, up=False, detail=STALLED))
 
     async def _get(self, state: EndpointState, path: str, body: bytes | None = None) -> bytes:
         """A document; POSTed for, if there is a body."""

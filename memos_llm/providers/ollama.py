@@ -58,4 +58,5 @@ PROFILE = Profile(
     features=Feature.ALL,
     canonical=canonical,
     ask=ask,
+    cold=True,
 )

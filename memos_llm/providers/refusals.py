@@ -13,10 +13,11 @@ from typing import NamedTuple
 import msgspec
 
 from memos_llm.core.errors import AttemptFailed
-from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
+from memos_llm.core.outcome import MODEL_NOT_FOUND, NOT_SUPPORTED, Kind, Outcome
 
 MAX_TEXT_CHARS = 4_000  # of a body that is not JSON, as the caller is shown it
 MAX_RETRY_AFTER_S = 3_600.0
+TOLD = frozenset({MODEL_NOT_FOUND, NOT_SUPPORTED})  # faults of the configuration that the caller may read of
 
 
 class Complaint(NamedTuple):
@@ -60,7 +61,7 @@ SIGNS: tuple[Sign, ...] = (
     Sign(_only(401, 403), Kind.CONFIG, "auth"),
     Sign(_only(404), Kind.CONFIG, MODEL_NOT_FOUND, _words(r"\bmodel\b"), "NotFoundError"),
     Sign(_only(404, 405), Kind.CONFIG, "route"),
-    Sign(_only(501), Kind.CONFIG, "not_supported"),
+    Sign(_only(501), Kind.CONFIG, NOT_SUPPORTED),
     Sign(_only(429), Kind.SATURATED, "rate"),
     Sign(_only(503), Kind.SATURATED, "queue", _words(r"server busy|\bqueue"), "Service Unavailable"),
     Sign(_only(499), Kind.SERVER, "gave_up"),
@@ -88,7 +89,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, whole: bool
         code=sign.code,
         retry_after_s=retry_after_s(headers.get("Retry-After"), datetime.now(UTC)),
     )
-    if outcome.kind is Kind.CONFIG and outcome.code != MODEL_NOT_FOUND:
+    if outcome.kind is Kind.CONFIG and outcome.code not in TOLD:
         return AttemptFailed(outcome)
     return AttemptFailed(outcome, complaint.text, body if whole and isinstance(document, dict) else b"")
 

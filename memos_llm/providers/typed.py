@@ -14,26 +14,19 @@ from typing import TypeVar, Unpack
 
 from msgspec.structs import replace
 
-from memos_llm.core.call import Call, Frame, Target, Wire
-from memos_llm.core.errors import (
-    EXHAUSTED,
-    AttemptFailed,
-    BadRequest,
-    LLMError,
-    ModelNotFound,
-    NotOffered,
-    StreamBroken,
-)
+from memos_llm.core.call import Call, Frame, Operation, Target, Wire
+from memos_llm.core.errors import AttemptFailed, BadRequest, NotOffered
 from memos_llm.core.events import Bus
-from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
+from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.policy import Endpoint, ProviderSpec, Timeouts
 from memos_llm.core.ports import BackendClient, Clock, Codecs, Reply, Transport
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.edge import DIALECTS
-from memos_llm.dialects.typed import ChunkReader, chat_body, parse_answer
+from memos_llm.dialects.typed import ChunkReader, chat_body, check_names, embed_body, parse_answer, parse_vectors
 from memos_llm.providers import ollama, vllm
 from memos_llm.providers.client import AiohttpClient
+from memos_llm.providers.failures import error_of
 from memos_llm.providers.http import HttpTransport, Profile
 
 T = TypeVar("T")
@@ -96,7 +89,7 @@ class TypedProvider:
         **options: Unpack[Options],
     ) -> LLMResponse:
         """One conversation, the next message."""
-        call = self._call(messages, False, max_tokens, temperature, options)
+        call = self._chat(messages, False, max_tokens, temperature, options)
         with self._told(call):
             answer = parse_answer(await _within(self._limits.total_s, "total", self._whole(call)))
         return replace(
@@ -116,7 +109,7 @@ class TypedProvider:
         **options: Unpack[Options],
     ) -> AsyncIterator[StreamChunk]:
         """The next message, piece by piece. Closing the iterator cancels the call upstream."""
-        call = self._call(messages, True, max_tokens, temperature, options)
+        call = self._chat(messages, True, max_tokens, temperature, options)
         reader, progress = ChunkReader(), _Progress()
         async with aclosing(self._frames(call, progress)) as frames:
             while True:
@@ -130,21 +123,41 @@ class TypedProvider:
                     return
 
     async def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResponse:
-        """Not offered yet."""
-        raise NotOffered(f"embeddings are not offered through {self.name!r} yet", provider=self.name)
+        """One vector for each text; none, and nothing sent, for no texts.
+
+        Raises:
+            EmbeddingServiceError: the back end did not give them; what it refuses is a `BadRequest`.
+        """
+        named = self._named(model)
+        try:
+            body = embed_body(texts, named)
+        except TypeError as error:
+            raise BadRequest(str(error), provider=self.name) from error
+        call = self._call(Wire.OPENAI_EMBEDDINGS, body, named, stream=False)
+        if not texts:
+            return EmbeddingResponse(vectors=[], provider=self.name, model=named, request_id=call.id)
+        with self._told(call):
+            answer = parse_vectors(await _within(self._limits.total_s, "total", self._whole(call)), len(texts))
+        return replace(answer, provider=self.name, model=named, request_id=call.id)
 
     async def aclose(self) -> None:
+        """Close the transport, and the connections if they are its own. Harmless when repeated."""
         await self._transport.aclose()
         if self._client is not None:
             await self._client.aclose()
 
-    def _call(
+    def _named(self, model: str | None) -> str:
+        named = model or self._model
+        if not named:
+            raise BadRequest("no model was given: pass model=…, or name one when making the provider")
+        return named
+
+    def _chat(
         self, messages: Chat, stream: bool, max_tokens: int | None, temperature: float | None, options: Options
     ) -> Call:
-        model = options.get("model") or self._model
-        if not model:
-            raise BadRequest("no model was given: pass model=…, or name one when making the provider")
+        model = self._named(options.get("model"))
         try:
+            check_names(options, Options.__annotations__)
             body = chat_body(
                 messages,
                 stream=stream,
@@ -155,11 +168,13 @@ class TypedProvider:
             )
         except TypeError as error:
             raise BadRequest(str(error), provider=self.name) from error
-        now, id = self._clock(), os.urandom(12).hex()
-        parsed = DIALECTS[Wire.OPENAI_CHAT].parse(body)
+        return self._call(Wire.OPENAI_CHAT, body, model, stream=stream)
+
+    def _call(self, wire: Wire, body: bytes, model: str, *, stream: bool) -> Call:
+        now, parsed = self._clock(), DIALECTS[wire].parse(body)
         return Call(
-            id=id,
-            wire=Wire.OPENAI_CHAT,
+            id=os.urandom(12).hex(),
+            wire=wire,
             head=parsed.head,
             body=body,
             model=model,
@@ -169,6 +184,7 @@ class TypedProvider:
             accepted_at=now,
             deadline=now + self._limits.total_s,
             needs=parsed.needs,
+            typed=True,
         )
 
     async def _whole(self, call: Call) -> bytes:
@@ -201,24 +217,8 @@ class TypedProvider:
         try:
             yield
         except AttemptFailed as failed:
-            raise _error(failed, self.name, call.id, begun) from failed
-
-
-def _error(failed: AttemptFailed, provider: str, request_id: str, begun: bool) -> LLMError:
-    outcome = failed.outcome
-    kind = StreamBroken if begun else EXHAUSTED[outcome.kind]
-    if outcome.code == MODEL_NOT_FOUND:
-        kind = ModelNotFound
-    refused = issubclass(kind, BadRequest)
-    return kind(
-        f"{provider}: {outcome.kind.value}{f' ({outcome.code})' if outcome.code else ''}",
-        provider=provider,
-        request_id=request_id,
-        http_status=outcome.status if refused else None,
-        client_text=failed.client_text,
-        client_body=failed.client_body if refused else b"",
-        retry_after_s=outcome.retry_after_s,
-    )
+            embeds = call.operation is Operation.EMBEDDINGS
+            raise error_of(failed, self.name, call.id, begun=begun, embeds=embeds) from failed
 
 
 async def _within(limit_s: float | None, code: str, work: Awaitable[T]) -> T:

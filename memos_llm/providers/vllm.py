@@ -1,5 +1,7 @@
 """vLLM: the OpenAI wires, a bearer key, models by their exact names."""
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from memos_llm.core.call import Feature, Wire
@@ -24,7 +26,11 @@ class _Version(msgspec.Struct):
 
 
 class _Model(msgspec.Struct):
+    """A card. A LoRA's has no length of its own, and names its `parent`."""
+
     id: str
+    max_model_len: int | None = None
+    parent: str | None = None
 
 
 class _Models(msgspec.Struct):
@@ -34,14 +40,25 @@ class _Models(msgspec.Struct):
 async def ask(get: Get) -> Finding:
     """`/health` says whether the engine lives (503: dead); names and version are asked for besides."""
     await get("/health")
-    return Finding(models=_models(await optional(get, "/v1/models")), version=_version(await optional(get, "/version")))
+    cards = _cards(await optional(get, "/v1/models"))
+    return Finding(
+        models=None if cards is None else tuple(card.id for card in cards),
+        contexts=_contexts(cards or []),
+        version=_version(await optional(get, "/version")),
+    )
 
 
-def _models(body: bytes) -> tuple[str, ...] | None:
+def _cards(body: bytes) -> list[_Model] | None:
     try:
-        return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
+        return msgspec.json.decode(body, type=_Models).data
     except msgspec.DecodeError:
         return None
+
+
+def _contexts(cards: Sequence[_Model]) -> Mapping[str, int]:
+    own = {card.id: card.max_model_len for card in cards}
+    found = {card.id: card.max_model_len or own.get(card.parent or "") for card in cards}
+    return {name: length for name, length in found.items() if length}
 
 
 def _version(body: bytes) -> str:

@@ -5,6 +5,7 @@ A failed attempt on the assigned provider is told as such even when a fallback a
 """
 
 import asyncio
+from collections.abc import Mapping
 
 from memos_llm.core.call import Call, Frame, Operation, Part
 from memos_llm.core.decision import Decision
@@ -15,6 +16,7 @@ from memos_llm.core.errors import (
     EmbeddingServiceError,
     LLMError,
     ModelNotFound,
+    NotOffered,
     Timeout,
     Unavailable,
 )
@@ -28,7 +30,7 @@ from memos_llm.core.events import (
     RequestStarted,
     place_of,
 )
-from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, Kind, Outcome
+from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, NOT_SUPPORTED, Kind, Outcome
 from memos_llm.core.ports import Clock, Codecs, Routes
 from memos_llm.router.attempt import Attempt
 from memos_llm.router.chain import Chain, RetryBudget, Try
@@ -246,8 +248,8 @@ class Run:
         if self.call.operation is Operation.EMBEDDINGS and not issubclass(kind, BadRequest | Timeout):
             kind = EmbeddingServiceError
         status: int | None = outcome.rule.http_status
-        if outcome.code == MODEL_NOT_FOUND:
-            kind, status = ModelNotFound, 404
+        if outcome.code in _SAID_OTHERWISE:
+            kind, status = _SAID_OTHERWISE[outcome.code]
         elif issubclass(kind, BadRequest) and outcome.status:
             status = outcome.status
         error = kind(
@@ -261,6 +263,13 @@ class Run:
         )
         error.decision, error.attempts = self.decision, self.attempts
         return error
+
+
+_SAID_OTHERWISE: Mapping[str, tuple[type[BadRequest], int]] = {
+    MODEL_NOT_FOUND: (ModelNotFound, 404),
+    NOT_SUPPORTED: (NotOffered, 400),
+}
+"""Codes of `config` outcomes that are the request's doing where no target could answer it."""
 
 
 def _tried(attempts: int, provider: str, outcome: Outcome) -> str:

@@ -26,7 +26,7 @@ def open_store(url: str) -> StateStore:
     scheme, separator, rest = url.partition("://")
     opener = _OPENERS.get(scheme) if separator else None
     if opener is None:
-        raise ConfigError(f"store: {url!r} is not a store's URL; choices: {CHOICES}")
+        raise ConfigError(f"store: {scheme!r} begins no store's URL that is known; choices: {CHOICES}")
     return opener(url, rest)
 
 

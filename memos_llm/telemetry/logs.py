@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -21,6 +21,8 @@ from structlog.typing import EventDict, WrappedLogger
 from memos_llm.core.commands import shares
 from memos_llm.core.events import (
     BreakerChanged,
+    ConfigChanged,
+    ConfigRejected,
     Event,
     FellBack,
     FlagsChanged,
@@ -39,16 +41,32 @@ Line = tuple[Level, str, dict[str, Any]]
 CAPACITY = 10_000
 LINGER_S = 0.05  # lines are written in batches: waking a thread per request would cost more than the line
 MAX_NAME = 200
+WHOLE_BYTES = 4096  # PIPE_BUF on Linux: no other writer comes between the bytes of such a write (pipe(7))
 
 
-def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Set structlog up for one of our programs: JSON lines on stderr, from `level` (DEBUG … ERROR) upwards."""
+def configure(level: str = "INFO", stream: TextIO | None = None, *, worker: str = "") -> None:
+    """Set structlog up for one of our programs: JSON lines on stderr, from `level` (DEBUG … ERROR) upwards.
+
+    May be called again, with another level. `worker` tells the lines of several processes apart.
+    """
+
+    def place(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+        return {**line, "worker": worker}
+
     structlog.configure(
-        processors=[_timestamp, structlog.processors.add_log_level, _json],
+        processors=[_timestamp, structlog.processors.add_log_level, *([place] if worker else []), _json],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
         logger_factory=_Batch(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def say(level: Level, event: str, fields: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Write one line now, in this thread: for a program that has no bus and may have no thread."""
+    line = _timestamp(None, level, {"level": level, "event": event, **fields})
+    out = _Batch(stream or sys.stderr)
+    getattr(out, level)(_json(None, level, line))
+    out.deliver()
 
 
 class _Batch:
@@ -69,14 +87,29 @@ class _Batch:
     def deliver(self) -> int:
         """Write what was gathered; how many lines were lost because it could not be written."""
         lines, self._lines = self._lines, []
-        if not lines:
-            return 0
-        try:
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):  # a closed stderr must not end the thread
-            return len(lines)
-        return 0
+        lost = 0
+        for piece in _pieces(lines):
+            try:
+                self._stream.write("".join(piece))
+                self._stream.flush()
+            except (OSError, ValueError):  # a closed stderr must not end the thread
+                lost += len(piece)
+        return lost
+
+
+def _pieces(lines: list[str]) -> Iterator[list[str]]:
+    """As many lines at a time as a pipe takes whole: other workers write to the same one."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode()) + 1
+        if piece and size + length > WHOLE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(f"{line}\n")
+        size += length
+    if piece:
+        yield piece
 
 
 def _timestamp(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
@@ -168,6 +201,16 @@ def _library(event: LibraryWarned) -> Line:
     return "warning", "library", fields
 
 
+def _config(event: ConfigChanged) -> Line:
+    level: Level = "warning" if event.waiting else "info"
+    fields = {"path": event.path, "changed": event.changed, "generation": event.generation}
+    return level, "config", fields | {"providers": event.providers, "needs_restart": event.waiting or None}
+
+
+def _config_rejected(event: ConfigRejected) -> Line:
+    return "error", "config-rejected", {"path": event.path, "kept": "the one in force", "errors": event.errors}
+
+
 def _internal_error(event: InternalError) -> Line:
     return "error", "internal-error", {"part": event.part, "error": event.error, "where": event.where or None}
 
@@ -181,6 +224,8 @@ LINES: Mapping[type[Event], Callable[[Any], Line]] = {
     ProbeEnded: _probe,
     StoreState: _store,
     KeyConcentrated: _concentrated,
+    ConfigChanged: _config,
+    ConfigRejected: _config_rejected,
     InternalError: _internal_error,
     LibraryWarned: _library,
 }

@@ -5,8 +5,9 @@ metrics are neither shown nor disturbed. Three events per request pass through h
 and counter increments only.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -16,6 +17,8 @@ from memos_llm.core.events import (
     AttemptEnded,
     AttemptStarted,
     BreakerChanged,
+    ConfigChanged,
+    ConfigRejected,
     Event,
     FellBack,
     FlagsChanged,
@@ -27,7 +30,8 @@ from memos_llm.core.events import (
 )
 from memos_llm.core.flags import GLOBAL, Flags, format_share
 from memos_llm.core.version import VERSION
-from memos_llm.telemetry.labels import Children, Slots
+from memos_llm.telemetry.labels import Child, Children, Slots
+from memos_llm.telemetry.shared import Merge, Shared, families, join
 
 MAX_COMPONENTS = 100
 MAX_MODELS = 200
@@ -42,6 +46,20 @@ of requests beyond a limit is counted exactly and not interpolated."""
 _TIMED = ("provider", "arm", "component", "operation")
 
 
+class Described(NamedTuple):
+    """One metric as the documentation lists it; `kind` is counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+def describe_metrics() -> tuple[Described, ...]:
+    """Every metric there is, names without the prefix that all share."""
+    return tuple(Metrics().described)
+
+
 class Metrics:
     """The listener and its registry.
 
@@ -49,6 +67,7 @@ class Metrics:
         candidate: the provider whose shares the flags tell; None when nothing is split.
         components, models: configured names; they never lose their label to unknown ones.
         version: ours, for `build_info`.
+        shared: where the metrics of several workers meet; None: this process is the only one.
     """
 
     def __init__(
@@ -58,13 +77,20 @@ class Metrics:
         components: Iterable[str] = (),
         models: Iterable[str] = (),
         version: str = VERSION,
+        shared: Shared | None = None,
     ) -> None:
+        if shared is not None:
+            join(shared)
+        self._shared = shared
         self._registry = CollectorRegistry()
-        self._components, self._models = Slots(MAX_COMPONENTS), Slots(MAX_MODELS)
+        sharers = shared.workers if shared else 1
+        self._components, self._models = Slots(MAX_COMPONENTS, sharers), Slots(MAX_MODELS, sharers)
         self._candidate = ""
+        self._flags: Flags | None = None
+        self.described: list[Described] = []
         self._make_request_metrics()
         self._make_state_metrics()
-        self._gauge("build_info", "The running version.", "version")[version].set(1)
+        self._gauge("build_info", "The running version.", "version", merge="livemax")[version].set(1)
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             RequestStarted: self._request_started,
             RequestEnded: self._request_ended,
@@ -75,15 +101,19 @@ class Metrics:
             ProbeEnded: self._probe_ended,
             BreakerChanged: self._breaker_changed,
             FlagsChanged: self._flags_changed,
+            ConfigChanged: self._config_changed,
+            ConfigRejected: self._config_rejected,
             InternalError: self._internal_error,
         }
         self.follow(candidate=candidate, components=components, models=models)
 
     def follow(self, *, candidate: str | None, components: Iterable[str] = (), models: Iterable[str] = ()) -> None:
-        """Take over the names of a new configuration. Emit `FlagsChanged` after it, so that shares are told anew."""
+        """Take over the names of a new configuration; the shares are told anew under them."""
         self._candidate = candidate or ""
         self._components.reserve(components)
         self._models.reserve(models)
+        if self._flags is not None:
+            self._show(self._flags)
 
     def on_event(self, event: Event) -> None:
         """The listener."""
@@ -97,17 +127,26 @@ class Metrics:
         return tuple(self._handlers)
 
     def render(self) -> tuple[bytes, str]:
-        """The exposition and its content type."""
-        return generate_latest(_WithoutCreated(self._registry)), CONTENT_TYPE_LATEST
+        """The exposition and its content type; of all workers, whichever is asked."""
+        shared = self._shared
+        collect = self._registry.collect if shared is None else lambda: families(shared.folder)
+        return generate_latest(_Shown(collect)), CONTENT_TYPE_LATEST
 
     def _counter(self, name: str, help: str, *labels: str) -> Children[Counter]:
-        return Children(Counter(f"memos_llm_{name}", help, labels, registry=self._registry))
+        return self._children(Counter(f"memos_llm_{name}", help, labels, registry=self._registry), name, help, labels)
 
-    def _gauge(self, name: str, help: str, *labels: str) -> Children[Gauge]:
-        return Children(Gauge(f"memos_llm_{name}", help, labels, registry=self._registry))
+    def _gauge(self, name: str, help: str, *labels: str, merge: Merge = "livemostrecent") -> Children[Gauge]:
+        """`merge`: what several workers' values become."""
+        made = Gauge(f"memos_llm_{name}", help, labels, registry=self._registry, multiprocess_mode=merge)
+        return self._children(made, name, help, labels)
 
     def _histogram(self, name: str, help: str) -> Children[Histogram]:
-        return Children(Histogram(f"memos_llm_{name}", help, _TIMED, registry=self._registry, buckets=SECONDS))
+        made = Histogram(f"memos_llm_{name}", help, _TIMED, registry=self._registry, buckets=SECONDS)
+        return self._children(made, name, help, _TIMED)
+
+    def _children(self, metric: Child, name: str, help: str, labels: tuple[str, ...]) -> Children[Child]:
+        self.described.append(Described(name, type(metric).__name__.lower(), labels, help))
+        return Children(metric, shared=self._shared is not None)
 
     def _make_request_metrics(self) -> None:
         self._requests = self._counter(
@@ -121,7 +160,7 @@ class Metrics:
             "tokens_total", "Tokens as the back end counts them.", "provider", "component", "model", "type"
         )
         self._attempts = self._counter("attempts_total", "Tries at a provider.", "provider", "outcome")
-        self._inflight = self._gauge("inflight_requests", "Tries under way.", "provider")
+        self._inflight = self._gauge("inflight_requests", "Tries under way.", "provider", merge="livesum")
         self._fallbacks = self._counter(
             "fallbacks_total", "Chains that went on.", "from_provider", "to_provider", "reason"
         )
@@ -133,13 +172,23 @@ class Metrics:
     def _make_state_metrics(self) -> None:
         self._up = self._gauge("provider_up", "1 if the last probe succeeded.", "provider", "endpoint")
         self._breaker = self._gauge(
-            "breaker_state", "1 for the breaker's state, 0 for the others.", "provider", "endpoint", "state"
+            "breaker_state",
+            "1 for the breaker's state, 0 for the others; with several workers, 1 for each that one of them is in.",
+            *("provider", "endpoint", "state"),
+            merge="livemax",
         )
         self._share = self._gauge("share_ratio", "The candidate's share, latches applied.", "component", "provider")
         self._epoch = self._gauge("epoch", "Grows with every change of a scope.", "component")
         self._latched = self._gauge("rollback_latched", "1 while a rollback holds.", "provider", "component")
-        self._revision = Gauge("memos_llm_flags_revision", "Of the flags in force here.", registry=self._registry)
+        self._revision = self._gauge("flags_revision", "Of the flags in force here.", merge="livemin")[()]
         self._internal_errors = self._counter("internal_errors_total", "Failures of our own parts.", "part")
+        self._reloads = self._counter(
+            "config_reloads_total", "Readings of a changed configuration file: changed, unchanged, rejected.", "result"
+        )
+        self._stale = self._gauge("config_stale", "1 while the configuration file is not in force.", merge="livemax")[
+            ()
+        ]
+        self._stale.set(0)
 
     def _request_started(self, event: RequestStarted) -> None:
         decision = event.decision
@@ -187,11 +236,27 @@ class Metrics:
             self._breaker[provider, endpoint, one].set(one == state)
 
     def _flags_changed(self, event: FlagsChanged) -> None:
-        flags = event.flags
+        self._flags = event.flags
+        self._show(event.flags)
+
+    def _show(self, flags: Flags) -> None:
         self._revision.set(flags.revision)
         _replace(self._epoch, {(self._components[name],): scope.epoch for name, scope in flags.scopes.items()})
         _replace(self._share, self._shares(flags))
         _replace(self._latched, self._latches(flags))
+
+    def _config_changed(self, event: ConfigChanged) -> None:
+        """What is no longer configured is neither up nor down."""
+        self._reloads["changed" if event.changed else "unchanged"].inc()
+        self._stale.set(bool(event.waiting))
+        self.follow(candidate=event.candidate, components=event.components, models=event.models)
+        for gauges in (self._up, self._breaker):
+            for labels in [labels for labels in gauges if labels[:2] not in event.endpoints]:
+                gauges.forget(labels)
+
+    def _config_rejected(self, event: ConfigRejected) -> None:
+        self._reloads["rejected"].inc()
+        self._stale.set(1)
 
     def _shares(self, flags: Flags) -> dict[tuple[str, ...], float]:
         if not self._candidate:
@@ -219,13 +284,17 @@ def _replace(gauges: Children[Gauge], values: Mapping[tuple[str, ...], float]) -
         gauges[labels].set(value)
 
 
-class _WithoutCreated(Collector):
-    """The registry less the `_created` series, which double its size and which nobody reads."""
+class _Shown(Collector):
+    """Less the `_created` series, which double the size and which nobody reads, and less what was forgotten."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
 
     def collect(self) -> Iterator[Metric]:
-        for family in self._registry.collect():
-            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        for family in self._collect():
+            family.samples = [
+                sample
+                for sample in family.samples
+                if not sample.name.endswith("_created") and not math.isnan(sample.value)
+            ]
             yield family

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cli_driver import DEAD, Llmctl, llmctl, working_in
 
-from memos_llm.cli.pairs import propose
+from memos_llm.cli.pairs import confidence, propose
 from memos_llm.emulators import OllamaEmulator, VllmEmulator
 
 
@@ -70,6 +70,42 @@ async def test_init_finds_pairs_writes_and_seeds(tmp_path: Path) -> None:
         assert status["revision"] == written["revision"] == 1, "init seeds the store"
         said = await run("init", "--force")
     assert sum(line.startswith("  llmctl") for line in said.out.splitlines()) == 3
+
+
+def test_how_sure_a_pair_is_and_that_the_surest_is_taken() -> None:
+    assert confidence("qwen3:8b", "Qwen/Qwen3-8B")[0] == "high"
+    assert confidence("phi4:latest", "microsoft/phi-4")[0] == "medium"
+    assert confidence("qwen3:8b-q8_0", "Qwen/Qwen3-8B-AWQ") == (
+        "medium",
+        "same family and size, other weights: q8 and awq",
+    )
+    assert propose(["qwen3:8b"], ["Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-8B"]).pairs == (("qwen3:8b", "Qwen/Qwen3-8B"),)
+
+
+async def test_several_servers_and_embeddings_are_found_and_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memos_llm.cli import init
+
+    async with (
+        OllamaEmulator(port=0, models=["qwen3:8b", "nomic-embed-text:v1.5"]) as ollama,
+        VllmEmulator(port=0, models=["Qwen/Qwen3-8B"]) as first,
+        VllmEmulator(port=0, models=["nomic-ai/nomic-embed-text-v1.5"], task="embed") as second,
+    ):
+        ports = [int(server.url.rpartition(":")[2]) for server in (first, second, ollama)]
+        monkeypatch.setattr(init, "BESIDE", (*ports, 1))
+        run = Llmctl(tmp_path / "memos.yaml", {"OLLAMA_HOST": ollama.url})
+        found = await run.json("init")
+        checked = await run.json("config", "check")
+    assert found["embeddings"] == {"nomic-embed-text:v1.5": "nomic-ai/nomic-embed-text-v1.5"}
+    assert found["confidence"] == {"qwen3:8b": "high"}
+    beside = {f"http://localhost:{port}" for port in ports[:2]}
+    assert beside <= set(found["providers"]["vllm"]["urls"])
+    assert f"http://localhost:{ports[2]}" not in found["providers"]["vllm"]["urls"], "an Ollama is no vLLM"
+    assert beside <= set(checked["providers"]["vllm"])
+    text = (tmp_path / "memos.yaml").read_text()
+    assert "# confidence high" in text
+    assert '#  "nomic-embed-text:v1.5": {vllm: "nomic-ai/nomic-embed-text-v1.5"}' in text
 
 
 async def test_init_overwrites_nothing_unasked(tmp_path: Path) -> None:

@@ -26,11 +26,15 @@ def alone(tmp_path: Path) -> Llmctl:
 
 COMMANDS = [
     ["init"], ["serve"], ["status"], ["shift"], ["rollback"], ["rearm"], ["history"], ["explain"], ["emulate"],
-    ["demo"], ["config", "check"], ["config", "show"],
+    ["demo"], ["config", "check"], ["config", "show"], ["incidents"], ["keys", "new"], ["store", "adopt"],
+    ["embeddings", "verify"],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [[], ["config"], *COMMANDS], ids=" ".join)
+GROUPS = [["config"], ["keys"], ["store"], ["embeddings"]]
+
+
+@pytest.mark.parametrize("command", [[], *GROUPS, *COMMANDS], ids=" ".join)
 def test_every_help_has_an_example_and_fits_80_columns(command: list[str]) -> None:
     ran = llmctl(*command, "--help")
     assert ran.code == 0
@@ -63,6 +67,9 @@ def test_shared_options_may_stand_before_or_after_the_command(config: Path, tmp_
 JSON_COMMANDS = [
     (["status"], 0),
     (["history"], 0),
+    (["incidents"], 0),
+    (["keys", "new", "--scope", "read"], 0),
+    (["store", "adopt"], 0),
     (["explain"], 0),
     (["shift", "--newbox", "0.1"], 0),
     (["rollback"], 0),
@@ -70,6 +77,9 @@ JSON_COMMANDS = [
     (["config", "show"], 0),
     (["emulate", "vllm", "--list-faults"], 0),
     (["rearm"], 3),
+    (["keys", "new"], 2),
+    (["embeddings", "verify", "nosuch", "--file", "/dev/null"], 2),
+    (["incidents", "nosuch"], 2),
     (["shift", "--newbox", "30"], 2),
     (["status", "--watch"], 2),
     (["nosuch"], 2),

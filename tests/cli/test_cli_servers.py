@@ -97,14 +97,6 @@ def test_serve_refuses_an_address_that_others_reach(config: Path, host: str) -> 
     assert "--insecure" in ran.err
 
 
-def test_serve_refuses_keys_that_it_would_not_enforce(config: Path) -> None:
-    key = f'{{id: me, sha256: "{"0" * 64}", scopes: [inference]}}'
-    config.write_text(config.read_text() + f"\ngateway: {{api_keys: [{key}]}}\n")
-    ran = llmctl("--config", str(config), "serve")
-    assert ran.code == 2
-    assert "not enforced" in ran.err
-
-
 def test_an_unknown_fault_is_named_with_the_choices() -> None:
     ran = llmctl("emulate", "vllm", "--port", "0", "--fault", "nosuch")
     assert ran.code == 2

@@ -120,19 +120,15 @@ async def test_status_says_when_file_and_store_differ(fleet: Llmctl) -> None:
     assert "store's 30%" in status.out
 
 
-async def test_require_all_fails_on_an_instance_that_does_not_follow(
-    alone: Llmctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from memos_llm.cli import submit
+async def test_require_all_fails_on_an_instance_that_does_not_follow(alone: Llmctl) -> None:
     from memos_llm.config import load
     from memos_llm.core.ports import Instance
     from memos_llm.store import open_store
 
-    monkeypatch.setattr(submit, "CONFIRM_S", 0.2)
     store = open_store(load(alone.config, {}).store_url)
     await store.heartbeat(Instance(id="stuck", kind="gateway", revision=0, at=0.0))
     for arguments, code in (([], 0), (["--require-all"], 4)):
-        ran = await alone("shift", "--newbox", "0.1", "--json", *arguments)
+        ran = await alone("shift", "--newbox", "0.1", "--wait", "0.2", "--json", *arguments)
         assert ran.code == code
         assert ran.json["unconfirmed"] == ["stuck"]
         assert "stuck" in ran.err

@@ -1,12 +1,18 @@
-"""LiteLLM as a client, in both of its dialects: chat, streams, tools, embeddings; only the URL is ours."""
+"""LiteLLM as a client, in both of its dialects: chat, streams, tools, embeddings; only the URL is ours.
 
+Its blocking calls, in a thread: the others block their loop too (for a price, at /api/show) and leave work behind.
+"""
+
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
+from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, LEAVES_SOCKETS, SIDES, TOOL, Facade, open_facade
+
+pytestmark = LEAVES_SOCKETS
 
 
 class Spoken(NamedTuple):
@@ -33,34 +39,32 @@ def spoken(request: pytest.FixtureRequest, facade: Facade, monkeypatch: pytest.M
     return Spoken(facade, f"ollama_chat/{CHAT}", f"ollama/{EMBED}", {"api_base": facade.url})
 
 
-async def test_chat(spoken: Spoken) -> None:
+def ask(spoken: Spoken, text: str, **options: Any) -> Any:
     import litellm
 
-    answer: Any = await litellm.acompletion(
-        model=spoken.chat, messages=[{"role": "user", "content": "Why is the sky blue?"}], **spoken.base
-    )
+    messages = [{"role": "user", "content": text}]
+    return litellm.completion(model=spoken.chat, messages=messages, **options, **spoken.base)
+
+
+async def test_chat(spoken: Spoken) -> None:
+    answer = await asyncio.to_thread(ask, spoken, "Why is the sky blue?")
     assert answer.choices[0].message.content.startswith(spoken.facade.voice)
     assert answer.usage.completion_tokens > 0
     assert spoken.facade.served_by() == {spoken.facade.provider}
 
 
 async def test_a_stream(spoken: Spoken) -> None:
-    import litellm
+    def streamed() -> str:
+        stream = ask(spoken, "Why is the sky blue?", stream=True)
+        return "".join([chunk.choices[0].delta.content or "" for chunk in stream])
 
-    stream: Any = await litellm.acompletion(
-        model=spoken.chat, messages=[{"role": "user", "content": "Why is the sky blue?"}], stream=True, **spoken.base
-    )
-    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    text = await asyncio.to_thread(streamed)
     assert text.startswith(spoken.facade.voice)
     assert spoken.facade.served_by() == {spoken.facade.provider}
 
 
 async def test_tools(spoken: Spoken) -> None:
-    import litellm
-
-    answer: Any = await litellm.acompletion(
-        model=spoken.chat, messages=[{"role": "user", "content": ASKS_FOR_TOOL}], tools=[TOOL], **spoken.base
-    )
+    answer = await asyncio.to_thread(ask, spoken, ASKS_FOR_TOOL, tools=[TOOL])
     (call,) = answer.choices[0].message.tool_calls
     assert call.function.name == "get_weather"
     assert set(json.loads(call.function.arguments)) == {"city"}
@@ -70,6 +74,8 @@ async def test_tools(spoken: Spoken) -> None:
 async def test_embeddings(spoken: Spoken) -> None:
     import litellm
 
-    answer: Any = await litellm.aembedding(model=spoken.embed, input=["sky", "rain"], **spoken.base)
+    answer = await asyncio.to_thread(
+        lambda: litellm.embedding(model=spoken.embed, input=["sky", "rain"], **spoken.base)
+    )
     assert [len(item["embedding"]) for item in answer.data] == [DIMENSION, DIMENSION]
     assert spoken.facade.served_by() == {spoken.facade.provider}

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
+from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, LEAVES_SOCKETS, SIDES, TOOL, Facade, open_facade
+
+pytestmark = LEAVES_SOCKETS
 
 
 @pytest.fixture(params=SIDES.values(), ids=list(SIDES))
@@ -44,7 +46,6 @@ def remember(kind: str, facade: Facade, folder: Path) -> None:
         memory.add(text, user_id="u", infer=False)
     found = memory.search("where does the cat sleep", filters={"user_id": "u"}, top_k=2)["results"]
     assert found[0]["memory"] == "The cat sleeps on the mat"
-    assert len(found) == 2
 
 
 @pytest.mark.parametrize("kind", ["ollama", "openai"])

@@ -69,12 +69,10 @@ async def test_openai_parsed_output(facade: Facade, compatible: openai.AsyncOpen
 async def test_openai_tools(facade: Facade, compatible: openai.AsyncOpenAI, stream: bool) -> None:
     if stream:
         async with compatible.chat.completions.stream(model=CHAT, messages=WEATHER, tools=TOOLS) as events:
-            message = (await events.get_final_completion()).choices[0].message
+            answer: Any = await events.get_final_completion()
     else:
-        message = (
-            (await compatible.chat.completions.create(model=CHAT, messages=WEATHER, tools=TOOLS)).choices[0].message
-        )
-    (call,) = message.tool_calls or []
+        answer = await compatible.chat.completions.create(model=CHAT, messages=WEATHER, tools=TOOLS)
+    (call,) = answer.choices[0].message.tool_calls
     assert call.type == "function"
     assert set(json.loads(call.function.arguments)) == {"city"}
     assert facade.served_by() == {facade.provider}

@@ -15,7 +15,6 @@ from memos_llm.core.errors import (
     InvalidResponse,
     LLMError,
     ModelNotFound,
-    NotOffered,
     Overloaded,
     StreamBroken,
     Timeout,
@@ -44,6 +43,9 @@ BODIES: dict[Wire, dict[str, Any]] = {
     Wire.OPENAI_COMPLETION: {"prompt": "The sky", "max_tokens": 50},
     Wire.OLLAMA_CHAT: {"messages": MESSAGES},
     Wire.OLLAMA_GENERATE: {"prompt": "The sky"},
+    Wire.OPENAI_EMBEDDINGS: {"input": ["the sky", "the sea"]},
+    Wire.OLLAMA_EMBED: {"input": ["the sky", "the sea"]},
+    Wire.OLLAMA_EMBEDDINGS: {"prompt": "the sky"},
 }
 ENDS = {
     Wire.OPENAI_CHAT: b"data: [DONE]",
@@ -51,8 +53,8 @@ ENDS = {
     Wire.OLLAMA_CHAT: b'"done":true',
     Wire.OLLAMA_GENERATE: b'"done":true',
 }
-NOT_EMULATED = {("ollama", Wire.OPENAI_COMPLETION)}
-WIRES = [(k, wire) for k, profile in KINDS.items() for wire in profile.paths if (k, wire) not in NOT_EMULATED]
+VECTORS = (Wire.OPENAI_EMBEDDINGS, Wire.OLLAMA_EMBED, Wire.OLLAMA_EMBEDDINGS)
+WIRES = [(k, wire) for k, profile in KINDS.items() for wire in profile.paths if wire not in VECTORS]
 
 
 def test_every_kind_is_under_this_contract() -> None:
@@ -151,7 +153,7 @@ async def test_connections_are_reused(transport: Transport, emulator: Emulator) 
 
 async def test_it_offers_the_wires_it_speaks(transport: Transport, kind: str) -> None:
     offer = transport.offer(MODEL)
-    assert offer.wires == frozenset(KINDS[kind].paths)
+    assert offer.wires == frozenset((*KINDS[kind].paths, Wire.PASSTHROUGH))
     assert offer.refused is None
 
 
@@ -424,13 +426,16 @@ async def test_a_back_end_that_stays_silent_is_a_timeout(kind: str, emulator: Em
 
 
 async def test_what_cannot_be_said_is_refused_before_sending(provider: TypedProvider, emulator: Emulator) -> None:
-    with pytest.raises(NotOffered):
-        await provider.embed(["text"])
+    with pytest.raises(BadRequest, match="texts"):
+        await provider.embed("text")
     with pytest.raises(BadRequest):
         await provider.chat([{"role": "user", "content": object()}])
+    with pytest.raises(BadRequest, match=r"^temprature: is no option; did you mean 'temperature'\?"):
+        await provider.chat(MESSAGES, **{"temprature": 1})  # type: ignore[arg-type]  # what it is about
     nameless = PROVIDERS["vllm"](emulator.url)
     nameless._model = ""
     with pytest.raises(BadRequest):
         await nameless.chat(MESSAGES)
     await nameless.aclose()
+    assert (await provider.embed([])).vectors == []
     assert emulator.requests == []

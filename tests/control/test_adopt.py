@@ -14,6 +14,7 @@ from memos_llm.core.errors import Refused
 from memos_llm.core.flags import GLOBAL, Flags, fresh
 
 GUARD, PLAN, HUMAN = Actor("g", "guard"), Actor("p", "plan"), Actor("h", "human")
+OPERATOR = Actor("o", "operator")  # a human whose key may only take shares back
 OLD = Shift(provider="vllm", share_ppm=300_000).apply(fresh("i", "s"), 0.0)  # revision 2
 NEW = Shift(provider="vllm", share_ppm=400_000).apply(OLD, 0.0)
 
@@ -106,15 +107,15 @@ LATCHED = cut().command.apply(OLD, 1.0)
     ("before", "command", "allowed"),
     [
         (OLD, Shift(provider="v", share_ppm=500_000), {"human", "plan"}),
-        (OLD, Shift(provider="v", share_ppm=100_000), {"human", "plan", "guard"}),
+        (OLD, Shift(provider="v", share_ppm=100_000), {"human", "plan", "guard", "operator"}),
         (OLD, Shift(provider="v", share_ppm=500_000, scope="synthesis"), {"human", "plan"}),
-        (OLD, cut().command, {"human", "plan", "guard"}),
+        (OLD, cut().command, {"human", "plan", "guard", "operator"}),
         (LATCHED, Rearm(provider="v", force=True, reason="x"), {"human"}),
     ],
 )
 def test_who_may_do_what(before: Flags, command: Command, allowed: set[str]) -> None:
     after = command.apply(before, 1.0)
-    for actor in (HUMAN, PLAN, GUARD):
+    for actor in (HUMAN, PLAN, GUARD, OPERATOR):
         if actor.kind in allowed:
             permit(before, after, actor)
         else:

@@ -10,10 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memos_llm.core.call import Feature, Wire
-from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound, Overloaded, StreamBroken
+from memos_llm.core.errors import (
+    BadRequest,
+    LLMError,
+    ModelNotFound,
+    NotOffered,
+    Overloaded,
+    StreamBroken,
+    Unavailable,
+)
 from memos_llm.dialects.edge import DIALECTS, Parsed
 
 CHAT, GENERATE, OPENAI = Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE, Wire.OPENAI_CHAT
+TOO_LONG = "the input length exceeds the context length"
+EMBED, EMBEDDINGS = Wire.OLLAMA_EMBED, Wire.OLLAMA_EMBEDDINGS
 USER = {"role": "user", "content": "hi"}
 WAV = base64.b64encode(b"RIFF\0\0\0\0WAVEfmt " + b"\0" * 20).decode()
 MP3 = base64.b64encode(b"ID3" + b"\0" * 20).decode()
@@ -24,8 +34,11 @@ def parse(wire: Wire, body: Any) -> Parsed:
     return DIALECTS[wire].parse(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
 
+SPOKEN = [wire for wire in Wire if wire is not Wire.PASSTHROUGH]  # what is passed on unread is in no dialect
+
+
 def test_every_wire_has_a_dialect() -> None:
-    assert set(DIALECTS) == set(Wire)
+    assert set(DIALECTS) == set(SPOKEN)
     assert all(dialect.wire is wire for wire, dialect in DIALECTS.items())
 
 
@@ -140,6 +153,20 @@ def test_component_and_session_come_from_metadata() -> None:
         (CHAT, {"messages": [USER | {"images": [MP3]}]}, Feature.AUDIO),
         (CHAT, {"messages": [USER, {"role": "tool", "content": "x"}]}, Feature.UNMATCHED_TOOL_RESULT),
         (CHAT, {"messages": [{"role": "TOOL", "content": "x"}]}, Feature.UNMATCHED_TOOL_RESULT),
+        (EMBED, {}, Feature.LOAD),
+        (EMBED, {"input": ""}, Feature.LOAD),
+        (EMBED, {"input": []}, Feature.LOAD),
+        (EMBED, {"input": [""]}, Feature.NONE),
+        (EMBED, {"prompt": "p"}, Feature.LOAD),
+        (EMBED, {"input": "p"}, Feature.NONE),
+        (EMBEDDINGS, {"input": "p"}, Feature.LOAD),
+        (EMBEDDINGS, {"prompt": "p"}, Feature.NONE),
+        (Wire.OPENAI_EMBEDDINGS, {"input": "p"}, Feature.NONE),
+        (Wire.OPENAI_EMBEDDINGS, {"input": [1, 2]}, Feature.TOKEN_IDS),
+        (Wire.OPENAI_EMBEDDINGS, {"input": [[1, 2]]}, Feature.TOKEN_IDS),
+        (Wire.OPENAI_COMPLETION, {"prompt": [1, 2]}, Feature.TOKEN_IDS),
+        (Wire.OPENAI_COMPLETION, {"prompt": ["1"]}, Feature.NONE),
+        (Wire.OPENAI_COMPLETION, {"prompt": "p", "suffix": "s"}, Feature.SUFFIX),
     ],
 )
 def test_what_a_call_needs(wire: Wire, body: dict[str, Any], needs: Feature) -> None:
@@ -158,7 +185,7 @@ def test_a_rendered_prompt_never_streams(wire: Wire) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(list(Wire)), st.binary(max_size=60))
+@given(st.sampled_from(SPOKEN), st.binary(max_size=60))
 def test_random_bytes_are_read_or_refused(wire: Wire, body: bytes) -> None:
     with suppress(BadRequest):
         parse(wire, body)
@@ -169,11 +196,24 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = ["messages", "prompt", "stream", "options", "images", "suffix", "stop", "metadata", "user", "context", "raw"]
+KEYS = [
+    "messages",
+    "prompt",
+    "stream",
+    "options",
+    "images",
+    "suffix",
+    "stop",
+    "metadata",
+    "user",
+    "context",
+    "raw",
+    "input",
+]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(list(Wire)), st.dictionaries(st.sampled_from(KEYS), JSON))
+@given(st.sampled_from(SPOKEN), st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_values_of_any_type_are_read_or_refused(wire: Wire, body: dict[str, Any]) -> None:
     with suppress(BadRequest):
         DIALECTS[wire].conversation_key(parse(wire, {"model": "m"} | body).head)
@@ -244,7 +284,34 @@ def test_ollama_errors_are_one_string_escaped_as_go_does() -> None:
     assert DIALECTS[CHAT].error_body(BadRequest("a < b")) == b'{"error":"a \\u003c b"}'
 
 
-@pytest.mark.parametrize("wire", list(Wire))
+NATIVE_WORDS: list[tuple[Wire, LLMError, int, str]] = [
+    (CHAT, ModelNotFound("x", provider="p", client_text="The model `q` does not exist."), 404, "model 'M' not found"),
+    (GENERATE, ModelNotFound("x", provider="p"), 404, "model 'M' not found"),
+    (EMBED, ModelNotFound("x", provider="p"), 404, 'model "M" not found, try pulling it first'),
+    (EMBEDDINGS, ModelNotFound("x", provider="p"), 404, 'model "M" not found, try pulling it first'),
+    (GENERATE, ModelNotFound("model '' not found"), 404, "model '' not found"),
+    (CHAT, NotOffered("x", provider="p", client_text="no"), 400, '"M" does not support chat'),
+    (GENERATE, NotOffered("x", provider="p"), 400, '"M" does not support generate'),
+    (EMBED, NotOffered("x", provider="p"), 400, '"M" does not support embeddings'),
+    (CHAT, NotOffered("no configured provider offers it"), 400, "no configured provider offers it"),
+    (CHAT, BadRequest("x", client_text="maximum context length is 9"), 400, "maximum context length is 9"),
+    (EMBED, BadRequest("x", client_text="maximum context length is 9"), 400, TOO_LONG),
+    (EMBEDDINGS, BadRequest("x", client_text="maximum context length is 9"), 400, TOO_LONG),
+    (EMBED, BadRequest("x", client_text="other"), 400, "other"),
+    (CHAT, BadRequest("x", http_status=422, client_text="no such image"), 400, "no such image"),
+    (CHAT, Unavailable("x", http_status=502, client_text="dead"), 502, "dead"),
+]
+
+
+@pytest.mark.parametrize(("wire", "error", "status", "text"), NATIVE_WORDS)
+def test_a_native_client_reads_ollama_s_own_words(wire: Wire, error: LLMError, status: int, text: str) -> None:
+    dialect = DIALECTS[wire]
+    assert msgspec.json.decode(dialect.error_body(error, "M")) == {"error": text}
+    assert dialect.error_status(error) == status
+    assert DIALECTS[OPENAI].error_status(error) == error.http_status
+
+
+@pytest.mark.parametrize("wire", SPOKEN)
 def test_the_back_end_s_own_body_is_passed_on(wire: Wire) -> None:
     assert DIALECTS[wire].error_body(BadRequest("x", client_body=b"as it came")) == b"as it came"
 

@@ -33,8 +33,11 @@ from memos_llm.core.ports import Codec, Decoder
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.codecs.decoder import WholeDecoder
 from memos_llm.dialects.codecs.echo import ModelEcho
-from memos_llm.dialects.codecs.identity import REPAIRS, Identity
+from memos_llm.dialects.codecs.embed_to_openai import EmbedToOpenAI
+from memos_llm.dialects.codecs.identity import Identity
 from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
+from memos_llm.dialects.codecs.repairs import REPAIRS
+from memos_llm.dialects.codecs.silence import SILENCES
 from memos_llm.dialects.edge import DIALECTS
 
 CHAT, GENERATE, OPENAI = Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE, Wire.OPENAI_CHAT
@@ -156,8 +159,9 @@ def test_a_null_max_completion_tokens_is_left_alone() -> None:
 )
 def test_defaults_fill_what_the_caller_leaves_open(given_: dict[str, Any], sent: dict[str, Any]) -> None:
     settings_ = target(defaults={"temperature": 0.8, "max_tokens": 64})
-    body = IDENTITY.request(make_call(OPENAI, {"model": "served/m"} | given_), settings_, OFFER)[0].body
-    assert msgspec.json.decode(body) == {"model": "served/m"} | sent
+    request, warnings = IDENTITY.request(make_call(OPENAI, {"model": "served/m"} | given_), settings_, OFFER)
+    assert msgspec.json.decode(request.body) == {"model": "served/m"} | sent
+    assert warnings == (() if given_ == sent else ("repaired:defaults",))
 
 
 @pytest.mark.parametrize(
@@ -469,7 +473,10 @@ BODIES: dict[Wire, dict[str, Any]] = {
         "metadata": {"component": "c"},
         "user": "u",
     },
-    Wire.OPENAI_COMPLETION: {"model": "m", "prompt": "p", "max_tokens": 5, "n": 2, "stop": ["a"]},
+    Wire.OPENAI_COMPLETION: {"model": "m", "prompt": ["p", "q"], "max_tokens": 5, "n": 2, "stop": ["a"], "echo": True},
+    Wire.OPENAI_EMBEDDINGS: {"model": "m", "input": ["p", "q"], "dimensions": 5, "encoding_format": "base64"},
+    Wire.OLLAMA_EMBED: {"model": "m", "input": ["p"], "truncate": True, "dimensions": 5, "options": {"num_ctx": 9}},
+    Wire.OLLAMA_EMBEDDINGS: {"model": "m", "prompt": "p", "keep_alive": 5, "options": {"num_ctx": 9}},
 }
 PIECES = [
     b"\xff",
@@ -492,7 +499,13 @@ DAMAGE = st.tuples(
     st.integers(0, 2000),
     st.sampled_from(PIECES) | st.binary(min_size=1, max_size=3),
 )
-CARRIERS: list[Codec] = [Identity(), OllamaToOpenAI()]
+CARRIERS: dict[Wire, Codec] = {
+    CHAT: OllamaToOpenAI(),
+    GENERATE: OllamaToOpenAI(),
+    Wire.OLLAMA_EMBED: EmbedToOpenAI(),
+    Wire.OLLAMA_EMBEDDINGS: EmbedToOpenAI(),
+}
+ALL = frozenset({*REPAIRS, *SILENCES})
 
 
 def damaged(body: bytes, steps: list[tuple[str, int, bytes]]) -> bytes:
@@ -508,10 +521,10 @@ def carried(wire: Wire, body: bytes) -> None:
     with suppress(BadRequest, ModelNotFound):
         call = make_call(wire, body)
         DIALECTS[wire].conversation_key(call.head)
-        for codec in CARRIERS[: 1 + (wire in (CHAT, GENERATE))]:
+        for codec in (IDENTITY, CARRIERS.get(wire, IDENTITY)):
             for settings_ in ({}, {"thinking": Thinking.REASONING_EFFORT}, {"thinking": Thinking.THINKING}):
                 with suppress(AttemptFailed):
-                    full = target(**settings_, defaults={"temperature": 0.1}, repairs=frozenset(REPAIRS))
+                    full = target(**settings_, defaults={"temperature": 0.1}, repairs=ALL)
                     codec.request(call, full, OFFER)
                     codec.decoder(call, full)
 

@@ -361,9 +361,10 @@ def test_types_are_as_strict_as_ollama_s(options: dict[str, Any]) -> None:
 
 def test_defaults_fill_what_the_caller_leaves_open() -> None:
     defaults = {"temperature": 0.8, "top_k": 40, "max_tokens": 99}
-    body, _ = translated(
+    body, warnings = translated(
         CHAT, {"messages": [USER], "options": {"temperature": 0.0, "num_predict": -1}}, defaults=defaults
     )
+    assert warnings == ("repaired:defaults",)
     assert (body["temperature"], body["top_k"], body["max_tokens"]) == (0.0, 40, 99)
     assert translated(GENERATE, {"prompt": "p", "raw": True}, defaults=defaults)[0]["max_tokens"] == 99
 

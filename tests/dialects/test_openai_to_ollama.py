@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from memos_llm.core.call import Call, Part, Usage, Wire
+from memos_llm.core.call import Call, Frame, Part, Usage, Wire
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind
@@ -156,7 +156,8 @@ def test_what_nobody_understands_is_the_caller_s_fault(more: dict[str, Any]) -> 
 
 
 def test_configured_defaults_are_sent_where_the_caller_gives_none() -> None:
-    body, _ = sent(openai(temperature=0.1), defaults={"temperature": 0.8, "top_k": 40})
+    body, warnings = sent(openai(temperature=0.1), defaults={"temperature": 0.8, "top_k": 40})
+    assert warnings == ("repaired:defaults",)
     assert body["options"] == {"temperature": 0.1, "top_k": 40}
 
 
@@ -312,7 +313,7 @@ def test_a_whole_answer() -> None:
 )
 def test_an_unfinished_stream_is_never_finished(data: bytes, kind: Kind) -> None:
     decoder = CODEC.decoder(openai(stream=True), target())
-    frames = []
+    frames: list[Frame] = []
     with pytest.raises(AttemptFailed) as failed:  # noqa: PT012 - whichever of the two finds out
         frames += decoder.feed(data)
         frames += decoder.eof()

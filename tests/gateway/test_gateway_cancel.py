@@ -31,7 +31,7 @@ async def leave(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     messages = [{"role": "user", "content": prompt}]
     body = json.dumps({"model": "qwen3:8b", "messages": messages, "prompt": prompt, "stream": stream}).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     before = emulator.counters.aborted
     await until(lambda: emulator.counters.in_flight > 0)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from scipy import stats
 from stack import Stack
 
-from memos_llm.core.call import Call, Wire
+from memos_llm.core.call import MAX_SESSION_CHARS, Call, Wire
 from memos_llm.core.catalogue import Catalogue, Model, ProviderModel
 from memos_llm.core.decision import Arm
 from memos_llm.core.events import Bus
@@ -114,7 +114,7 @@ def test_a_conversation_that_names_itself_moves_at_most_once_while_the_share_ris
     ("headers", "body"),
     [
         ({b"traceparent": b"00-%s-00f067aa0ba902b7-01" % (b"0" * 32)}, {}),
-        ({}, {"metadata": {"session": "x" * (calls.MAX_SESSION_CHARS + 1)}}),
+        ({}, {"metadata": {"session": "x" * (MAX_SESSION_CHARS + 1)}}),
     ],
 )
 def test_a_name_that_cannot_be_used_is_no_key(headers: dict[bytes, bytes], body: dict[str, Any]) -> None:

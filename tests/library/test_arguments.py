@@ -61,6 +61,9 @@ def circle() -> list[Any]:
         ("extra", ask("Why?"), {"extra": {"min_tokens": object()}}),
         ("extra", ask("Why?"), {"extra": 5}),
         ("extra", ask("Why?"), {"extra": {"stream": True}}),
+        ("session", ask("Why?"), {"session": "s" * 513}),
+        ("temprature", ask("Why?"), {"temprature": 0.2}),
+        ("max_token", ask("Why?"), {"max_token": 5}),
     ],
 )
 async def test_a_wrong_argument_is_named_and_nothing_is_tried(
@@ -105,3 +108,20 @@ async def test_a_closed_router_says_so(router: Router) -> None:
         await router.chat(ask("Why?"))
     with pytest.raises(memos_llm.ControlError, match="closed"):
         await anext(router.stream(ask("Why?")))
+
+
+async def test_an_unknown_option_is_told_with_the_nearest(router: Router) -> None:
+    with pytest.raises(memos_llm.BadRequest, match=r"^temprature: is no option; did you mean 'temperature'\?"):
+        await router.chat(ask("Why?"), **{"temprature": 0.2})  # type: ignore[arg-type]  # what it is about
+    with pytest.raises(memos_llm.BadRequest, match=r"^sesion: is no option; did you mean 'session'\?"):
+        await router.embed(["a"], **{"sesion": "s"})  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize("texts", ["a", b"a", 5, [5], [SURROGATE], None])
+async def test_texts_that_are_none_are_named_and_nothing_is_tried(router: Router, texts: Any) -> None:
+    told = Recorder()
+    router._runtime.bus.subscribe("told", told)
+    with pytest.raises(memos_llm.BadRequest, match=r"^texts:"):
+        await router.embed(texts)
+    assert (await router.embed([])).vectors == []
+    assert told.of(AttemptStarted) == []

@@ -81,7 +81,7 @@ async def test_closing_cancels_the_calls_of_other_threads(ollama: OllamaEmulator
         in_thread(lambda: router.generate("Why?")) as one,
         in_thread(lambda: next(iter(router.stream(QUESTION)))) as two,
     ):
-        await until(lambda: ollama.counters.requests.total() == 2)
+        await until(lambda: ollama.counters.requests["/api/chat"] == 2)
         await asyncio.to_thread(router.close)
         await until(lambda: one and two)
     assert [type(result) for result in (*one, *two)] == [memos_llm.ControlError] * 2

@@ -28,7 +28,8 @@ async def client() -> AsyncIterator[AiohttpClient]:
 
 
 def transport_to(client: AiohttpClient, *urls: str, bus: Bus | None = None, kind: str = "vllm") -> HttpTransport:
-    spec = ProviderSpec(name="p", kind=kind, endpoints=tuple(Endpoint(url) for url in urls), api_key="secret")
+    endpoints = tuple(Endpoint(url) for url in urls)
+    spec = ProviderSpec(name="p", kind=kind, endpoints=endpoints, api_key="secret", own_loads=False)
     transport = open_transport(spec, client, bus or Bus(), clock=time.monotonic)
     assert isinstance(transport, HttpTransport)
     return transport
@@ -77,7 +78,7 @@ def test_an_unknown_kind_names_the_choices(client: AiohttpClient) -> None:
 
 def test_vllm_is_not_offered_what_it_lacks(client: AiohttpClient) -> None:
     offer = transport_to(client, "http://a").offer("m")
-    assert offer.wires == {Wire.OPENAI_CHAT, Wire.OPENAI_COMPLETION}
+    assert offer.wires == {Wire.OPENAI_CHAT, Wire.OPENAI_COMPLETION, Wire.OPENAI_EMBEDDINGS, Wire.PASSTHROUGH}
     assert not offer.features & (Feature.LOAD | Feature.CONTEXT | Feature.GO_TEMPLATE)
     assert transport_to(client, "http://a", kind="ollama").offer("m").features == Feature.ALL
 
@@ -92,8 +93,12 @@ PATHS = [
     ("ollama", Wire.OLLAMA_GENERATE, "/api/generate"),
     ("ollama", Wire.OPENAI_CHAT, "/v1/chat/completions"),
     ("ollama", Wire.OPENAI_COMPLETION, "/v1/completions"),
+    ("ollama", Wire.OPENAI_EMBEDDINGS, "/v1/embeddings"),
+    ("ollama", Wire.OLLAMA_EMBED, "/api/embed"),
+    ("ollama", Wire.OLLAMA_EMBEDDINGS, "/api/embeddings"),
     ("vllm", Wire.OPENAI_CHAT, "/v1/chat/completions"),
     ("vllm", Wire.OPENAI_COMPLETION, "/v1/completions"),
+    ("vllm", Wire.OPENAI_EMBEDDINGS, "/v1/embeddings"),
 ]
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind
-from memos_llm.providers.refusals import MAX_TEXT_CHARS, read_complaint, refusal, retry_after_s
+from memos_llm.providers.refusals import MAX_TEXT_CHARS, TOLD, read_complaint, refusal, retry_after_s
 
 NESTED = '{"error":{"code":400,"message":"request (9 tokens) exceeds","type":"exceed_context_size_error","n_ctx":8}}'
 V = '{"error":{"message":"%s","type":"%s","param":null,"code":400}}'
@@ -23,7 +23,8 @@ CASES: list[tuple[int, str, Kind, str, str]] = [
     (404, "404 page not found", Kind.CONFIG, "route", ""),
     (405, '{"detail":"Method Not Allowed"}', Kind.CONFIG, "route", ""),
     (405, "405 method not allowed", Kind.CONFIG, "route", ""),
-    (501, V % ("not here", "NotImplementedError"), Kind.CONFIG, "not_supported", ""),
+    (501, V % ("not here", "NotImplementedError"), Kind.CONFIG, "not_supported", "not here"),
+    (500, V % ("EngineCore encountered an issue. See stack trace (above) for the root cause.", "InternalServerError"), Kind.SERVER, "status", "EngineCore encountered an issue. See stack trace (above) for the root cause."),  # noqa: E501
     (307, "", Kind.CONFIG, "redirect", ""),
     (429, "", Kind.SATURATED, "rate", ""),
     (503, '{"error":"server busy, please try again.  maximum pending requests exceeded"}', Kind.SATURATED, "queue", "server busy, please try again.  maximum pending requests exceeded"),  # noqa: E501
@@ -53,7 +54,7 @@ def test_an_error_answer(status: int, body: str, kind: Kind, code: str, text: st
     failed = refusal(status, {}, body.encode())
     assert (failed.outcome.kind, failed.outcome.code, failed.outcome.status) == (kind, code, status)
     assert failed.client_text == text
-    his = body.startswith("{") and (kind is not Kind.CONFIG or code == MODEL_NOT_FOUND)
+    his = body.startswith("{") and (kind is not Kind.CONFIG or code in TOLD)
     assert failed.client_body == (body.encode() if his else b"")
     assert not text or text not in str(failed)
 

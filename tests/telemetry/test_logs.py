@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from memos_llm.core.call import Operation, Target, Usage
 from memos_llm.core.decision import Arm, Decision, Reason
 from memos_llm.core.events import (
     BreakerChanged,
+    ConfigChanged,
+    ConfigRejected,
     Event,
     FellBack,
     FlagsChanged,
@@ -27,7 +30,7 @@ from memos_llm.core.events import (
 )
 from memos_llm.core.flags import Flags, Latch, Scope
 from memos_llm.core.outcome import OK, Kind, Outcome
-from memos_llm.telemetry.logs import RequestLog, configure
+from memos_llm.telemetry.logs import WHOLE_BYTES, RequestLog, configure, say
 
 AT = 1_700_000_000.25
 CANARY = "canary-31337"
@@ -177,6 +180,76 @@ def test_notable_events_are_lines(output: Output) -> None:
             "code": "ERR_5104",
         },
     ]
+
+
+def test_a_reload_is_a_line_and_a_refused_one_is_an_error_with_every_reason(output: Output) -> None:
+    taken = ConfigChanged(
+        path="my.yaml",
+        changed=True,
+        generation=2,
+        providers=("ollama", "vllm"),
+        endpoints=(("ollama", "http://o:1"), ("vllm", "http://v:1")),
+        candidate="vllm",
+        components=("default",),
+        models=("m",),
+    )
+    errors = ("my.yaml:3: retries: must be greater than or equal to 0, not -1", "my.yaml:7: prot: unknown key")
+    lines = written(output, taken, replace(taken, waiting=("store",)), ConfigRejected(path="my.yaml", errors=errors))
+    told = [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    taken_line = {
+        "event": "config",
+        "level": "info",
+        "path": "my.yaml",
+        "changed": True,
+        "generation": 2,
+        "providers": ["ollama", "vllm"],
+    }
+    assert told == [
+        taken_line,
+        taken_line | {"level": "warning", "needs_restart": ["store"]},
+        {
+            "event": "config-rejected",
+            "level": "error",
+            "path": "my.yaml",
+            "kept": "the one in force",
+            "errors": list(errors),
+        },
+    ]
+
+
+def test_a_workers_lines_say_which(output: Output) -> None:
+    configure("INFO", output, worker="3")
+    assert [line["worker"] for line in written(output, ended(), ended("r2"))] == ["3", "3"]
+
+
+def test_lines_reach_a_pipe_that_others_write_to_whole() -> None:
+    class Pipe(io.StringIO):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pieces: list[str] = []
+
+        def write(self, text: str) -> int:
+            self.pieces.append(text)
+            return super().write(text)
+
+    pipe = Pipe()
+    configure("INFO", pipe)
+    log = RequestLog(clock=lambda: AT)
+    for number in range(100):
+        log.on_event(ended(f"r{number}", model="ü" * number))
+    log.close()
+    structlog.reset_defaults()
+    assert [json.loads(line)["request_id"] for line in pipe.getvalue().splitlines()] == [f"r{n}" for n in range(100)]
+    assert all(piece.endswith("\n") and len(piece.encode()) <= WHOLE_BYTES for piece in pipe.pieces)
+    assert len(pipe.pieces) < 50
+
+
+def test_a_line_may_be_written_without_a_bus_or_a_thread() -> None:
+    stream = io.StringIO()
+    say("error", "worker-died", {"worker": "1"}, stream)
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["level"], line["worker"]) == ("worker-died", "error", "1")
+    assert line["time"].endswith("Z")
 
 
 def test_only_a_probe_that_changes_something_is_a_line(output: Output) -> None:

@@ -4,6 +4,7 @@ import timeit
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,6 +14,8 @@ from memos_llm.core.events import (
     AttemptEnded,
     AttemptStarted,
     BreakerChanged,
+    ConfigChanged,
+    ConfigRejected,
     Event,
     FellBack,
     FlagsChanged,
@@ -24,7 +27,7 @@ from memos_llm.core.events import (
 )
 from memos_llm.core.flags import Flags, Latch, Scope
 from memos_llm.core.outcome import OK, Kind, Outcome
-from memos_llm.telemetry.metrics import MAX_COMPONENTS, MAX_MODELS, SECONDS, Metrics
+from memos_llm.telemetry.metrics import MAX_COMPONENTS, MAX_MODELS, SECONDS, Metrics, describe_metrics
 
 CONTRACT = {
     "requests_total": ("counter", ("provider", "arm", "component", "model", "operation", "outcome")),
@@ -45,6 +48,8 @@ CONTRACT = {
     "flags_revision": ("gauge", ()),
     "epoch": ("gauge", ("component",)),
     "internal_errors_total": ("counter", ("part",)),
+    "config_reloads_total": ("counter", ("result",)),
+    "config_stale": ("gauge", ()),
     "build_info": ("gauge", ("version",)),
 }
 
@@ -73,6 +78,28 @@ TRIED = AttemptEnded(
     duration_s=1.5,
 )
 PROBED = ProbeEnded(provider="vllm", endpoint="http://v:1", up=True)
+REJECTED = ConfigRejected(path="my.yaml", errors=("my.yaml:1: baseline: is required",))
+
+
+def changed(
+    *,
+    candidate: str | None = "vllm",
+    endpoints: tuple[tuple[str, str], ...] = (("vllm", "http://v:1"),),
+    components: tuple[str, ...] = (),
+    waiting: tuple[str, ...] = (),
+    differs: bool = True,
+) -> ConfigChanged:
+    return ConfigChanged(
+        path="my.yaml",
+        changed=differs,
+        generation=1,
+        providers=tuple(provider for provider, _ in endpoints),
+        endpoints=endpoints,
+        candidate=candidate,
+        components=components,
+        models=(),
+        waiting=waiting,
+    )
 
 
 def ended(
@@ -125,6 +152,7 @@ def busy() -> Metrics:
         flags(),
         InternalError(part="log", error="ValueError"),
         REFUSED,
+        REJECTED,
     )
 
 
@@ -191,6 +219,15 @@ REQUEST = 'arm="candidate",component="synthesis",model="qwen3:8b",operation="cha
             ],
         ),
         ([InternalError(part="log", error="E")], ["internal_errors"], ['internal_errors_total{part="log"} 1.0']),
+        ([], ["config"], ["config_stale 0.0"]),
+        ([REJECTED], ["config"], ['config_reloads_total{result="rejected"} 1.0', "config_stale 1.0"]),
+        ([REJECTED, changed()], ["config_stale"], ["config_stale 0.0"]),
+        ([REJECTED, changed(waiting=("store",))], ["config_stale"], ["config_stale 1.0"]),
+        ([changed(), changed()], ["config_reloads"], ['config_reloads_total{result="changed"} 2.0']),
+        ([changed(differs=False)], ["config_reloads"], ['config_reloads_total{result="unchanged"} 1.0']),
+        ([PROBED, changed()], ["provider_up"], ['provider_up{endpoint="http://v:1",provider="vllm"} 1.0']),
+        ([PROBED, changed(endpoints=(("vllm", "http://v:2"),))], ["provider_up", "breaker"], []),
+        ([flags(), changed(candidate="cloud")], ["share"], ['share_ratio{component="*",provider="cloud"} 0.3']),
         ([], ["build_info"], ['build_info{version="1.2.3"} 1.0']),
     ],
 )
@@ -218,7 +255,6 @@ def test_a_scope_that_is_gone_is_not_shown() -> None:
 def test_another_candidate_takes_the_place_of_the_last() -> None:
     metrics = after(flags(1))
     metrics.follow(candidate="cloud")
-    metrics.on_event(flags(2))
     assert lines(metrics, "share_ratio") == ['share_ratio{component="*",provider="cloud"} 0.3']
 
 
@@ -229,6 +265,20 @@ def test_names_types_and_labels_are_the_documented_ones() -> None:
         labels = {tuple(sorted(sample.labels.keys() - {"le"})) for sample in family.samples}
         seen[name] = (family.type, labels)
     assert seen == {name: (kind, {tuple(sorted(labels))}) for name, (kind, labels) in CONTRACT.items()}
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_operation_and_every_reason_has_its_label(operation: Operation, reason: Reason) -> None:
+    decision = replace(DECISION, reason=reason)
+    metrics = after(replace(STARTED, decision=decision), replace(ended(), decision=decision, operation=operation))
+    assert lines(metrics, "decisions_total") == [f'decisions_total{{reason="{reason.value}"}} 1.0']
+    assert f'operation="{operation.value}"' in lines(metrics, "requests_total")[0]
+
+
+def test_the_description_is_the_exposition() -> None:
+    assert {one.name: (one.kind, one.labels) for one in describe_metrics()} == CONTRACT
+    assert all(one.help for one in describe_metrics())
 
 
 @pytest.mark.parametrize("threshold_s", [0.25, 3, 5, 10, 15, 20, 60, 120, 300, 600])

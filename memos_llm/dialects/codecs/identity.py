@@ -1,12 +1,12 @@
-"""Client and back end speak the same wire: everything passes, except what is listed here.
+"""Client and back end speak the same wire: everything passes, except what is listed.
 
 The body is written anew only when something must change, and then from the undecoded values, so that every value that
-does not change keeps its bytes. What may change: the model's name, the `REPAIRS`, the model's configured defaults, and
-`stream_options.include_usage` (without it a stream reports no token counts).
+does not change keeps its bytes. What may change: the model's name, the `repairs`, the model's configured defaults, and
+`stream_options.include_usage` (without it a stream reports no token counts). What the back end will leave out without
+a word is named (`silence`).
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import msgspec
 from msgspec import Raw
@@ -14,59 +14,29 @@ from msgspec import Raw
 from memos_llm.core.call import Call, Operation, Target, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Decoder
+from memos_llm.dialects.codecs.apart import Together
 from memos_llm.dialects.codecs.decoder import StreamDecoder, WholeDecoder
-from memos_llm.dialects.codecs.passthrough import EmbeddingsReader, OllamaReader, OpenAIReader
+from memos_llm.dialects.codecs.passthrough import OllamaReader, OpenAIReader
+from memos_llm.dialects.codecs.passthrough_vectors import EmbeddingsReader
+from memos_llm.dialects.codecs.repairs import (
+    DEFAULTS,
+    OPENAI,
+    Head,
+    bodies_apart,
+    is_set,
+    prompts_apart,
+    repaired,
+    wanted_dimensions,
+)
+from memos_llm.dialects.codecs.silence import SILENCES, dropped
 from memos_llm.dialects.framing import NdjsonFramer, SseFramer
-from memos_llm.dialects.jsons import decode_optional
+from memos_llm.dialects.jsons import decode_as, decode_optional
 
-OPENAI = frozenset({Wire.OPENAI_CHAT, Wire.OPENAI_COMPLETION})
 ANSWERS = OPENAI | {Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE}  # what a model says, and samples for
-_UNSET = (b"null", b"")
 
-Head = dict[str, Raw]
-
-
-class Repair(NamedTuple):
-    """A change that lets a back end take what its predecessor took.
-
-    `apply` edits the head and tells whether it did. `optional`: only where the model's settings ask for it.
-    """
-
-    wires: frozenset[Wire]
-    apply: Callable[[Head], bool]
-    optional: bool
-    note: str
-
-
-def _drop_empty_tools(head: Head) -> bool:
-    if "tools" not in head or b"".join(bytes(head["tools"]).split()) != b"[]":
-        return False
-    del head["tools"]
-    if bytes(head.get("tool_choice", b"")) in (b'"auto"', b'"none"'):
-        del head["tool_choice"]
-    return True
-
-
-def _name_max_tokens(head: Head) -> bool:
-    if bytes(head.get("max_completion_tokens", b"")) in _UNSET:
-        return False
-    head["max_tokens"] = head.pop("max_completion_tokens")
-    return True
-
-
-REPAIRS: Mapping[str, Repair] = {
-    "tools": Repair(
-        OPENAI,
-        _drop_empty_tools,
-        optional=False,
-        note="`tools: []` is a 400 on vLLM since 0.16–0.20, and means nothing; so is a `tool_choice` without tools, "
-        "which is dropped too if it is `auto` or `none`",
-    ),
-    "max_completion_tokens": Repair(
-        OPENAI, _name_max_tokens, optional=True, note="Ollama's /v1 reads only `max_tokens`, and would not stop"
-    ),
-}
-"""Name → repair; each one that was made is told as `repaired:<name>`."""
+APART, CUT = "prompt", "dimensions"  # the repairs that an answer has to know of too
+ONE_ANSWER = frozenset(kind for kind, silence in SILENCES.items() if "n" in silence.fields)
+"""The kinds of provider that give one answer, however many are asked for."""
 
 
 class Identity:
@@ -74,27 +44,40 @@ class Identity:
 
     def request(self, call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tuple[str, ...]]:
         head = dict(call.head)
-        warnings = tuple(
-            f"repaired:{name}"
-            for name, repair in REPAIRS.items()
-            if _fits(name, repair, call, target) and repair.apply(head)
-        )
-        edits = (_rename(head, call, target), _fill(head, call, target.settings.defaults), _ask_usage(head, call))
-        body = msgspec.json.encode(head) if head and (warnings or any(edits)) else call.body
-        return WireRequest(call.id, call.wire, target.model, body, call.stream), warnings
+        repairs = repaired(head, call, target, offer)
+        lost = dropped(head, call, target, offer)
+        if _fill(head, call, target.settings.defaults):
+            repairs.append(DEFAULTS)
+        edits = (_rename(head, call, target), _ask_usage(head, call))
+        body = msgspec.json.encode(head) if head and (repairs or any(edits)) else call.body
+        more = bodies_apart(head, prompts_apart(call.head)) if APART in repairs else ()
+        request = WireRequest(call.id, call.wire, target.model, body, call.stream, more=more)
+        return request, _warnings(repairs, lost) if repairs or lost else ()
 
     def decoder(self, call: Call, target: Target) -> Decoder:
         if call.operation is Operation.EMBEDDINGS:
-            return WholeDecoder(EmbeddingsReader(call.model).whole)
+            return WholeDecoder(_vectors_reader(call, target).whole)
         if call.wire in OPENAI:
-            reader = OpenAIReader(call.model, choices=_choices(call), hides_usage=_hides_usage(call))
-            return StreamDecoder(SseFramer(), reader) if call.stream else WholeDecoder(reader.whole)
+            return _openai_decoder(call, target)
         records = OllamaReader(call.model)
         return StreamDecoder(NdjsonFramer(), records) if call.stream else WholeDecoder(records.whole)
 
 
-def _fits(name: str, repair: Repair, call: Call, target: Target) -> bool:
-    return call.wire in repair.wires and (not repair.optional or name in target.settings.repairs)
+def _warnings(repairs: list[str], lost: list[str]) -> tuple[str, ...]:
+    return (*(f"repaired:{name}" for name in repairs), *(f"dropped:{name}" for name in lost))
+
+
+def _openai_decoder(call: Call, target: Target) -> Decoder:
+    apart = call.wire is Wire.OPENAI_COMPLETION and APART in target.settings.repairs
+    if apart and (prompts := prompts_apart(call.head)):
+        return Together(call.model, len(prompts), stream=call.stream, tells_usage=not _hides_usage(call))
+    reader = OpenAIReader(call.model, choices=_choices(call, target), hides_usage=_hides_usage(call))
+    return StreamDecoder(SseFramer(), reader) if call.stream else WholeDecoder(reader.whole)
+
+
+def _vectors_reader(call: Call, target: Target) -> EmbeddingsReader:
+    cuts = call.wire is Wire.OPENAI_EMBEDDINGS and CUT in target.settings.repairs
+    return EmbeddingsReader(call.model, dimensions=(wanted_dimensions(call.head) or 0) if cuts else 0)
 
 
 def _rename(head: Head, call: Call, target: Target) -> bool:
@@ -124,15 +107,9 @@ def _fill(head: Head, call: Call, defaults: Mapping[str, float]) -> bool:
 
 
 def _add_missing(values: Head, defaults: Mapping[str, float]) -> bool:
-    missing = [
-        name for name in defaults if not (_is_set(values, name) or _is_set(values, _ALSO_GIVEN_BY.get(name, "")))
-    ]
+    missing = [name for name in defaults if not (is_set(values, name) or is_set(values, _ALSO_GIVEN_BY.get(name, "")))]
     values.update((name, Raw(msgspec.json.encode(defaults[name]))) for name in missing)
     return bool(missing)
-
-
-def _is_set(values: Head, name: str) -> bool:
-    return name in values and bytes(values[name]) not in _UNSET
 
 
 def _stream_options(head: Mapping[str, Raw]) -> Head | None:
@@ -151,14 +128,14 @@ _USUAL: Mapping[bytes, bool] = {b"": True, b"null": True, bytes(_ASKED): False, 
 def _ask_usage(head: Head, call: Call) -> bool:
     if not _hides_usage(call):
         return False
-    options = _stream_options(head) if _is_set(head, "stream_options") else None
+    options = _stream_options(head) if is_set(head, "stream_options") else None
     head["stream_options"] = Raw(msgspec.json.encode({**options, "include_usage": True})) if options else _ASKED
     return True
 
 
 def _hides_usage(call: Call) -> bool:
     """Whether the usage event is our own wish: asked for upstream, and kept from the caller."""
-    if call.wire is not Wire.OPENAI_CHAT or not call.stream or not call.head:
+    if call.wire not in OPENAI or not call.stream or not call.head:
         return False
     usual = _USUAL.get(bytes(call.head.get("stream_options", b"")))
     if usual is not None:
@@ -167,8 +144,27 @@ def _hides_usage(call: Call) -> bool:
     return options is not None and bytes(options.get("include_usage", b"")) != b"true"
 
 
-def _choices(call: Call) -> int:
+def _choices(call: Call, target: Target) -> int:
+    """How many answers will come: `n` for every prompt, but only one from a back end that leaves `n` out."""
+    if target.settings.repairs & ONE_ANSWER:
+        return 1
+    return _count(call) * _prompts(call)
+
+
+def _count(call: Call) -> int:
     try:
         return max(1, decode_optional(call.head.get("n", Raw(b"1")), int) or 1)
     except ValueError:
         return 1
+
+
+def _prompts(call: Call) -> int:
+    """Of a list of texts, or of lists of token ids."""
+    raw = bytes(call.head.get("prompt", b"")) if call.wire is Wire.OPENAI_COMPLETION else b""
+    if not raw.startswith(b"["):
+        return 1
+    try:
+        prompts = decode_as(raw, list[Raw])
+    except ValueError:
+        return 1
+    return len(prompts) if prompts and bytes(prompts[0])[:1] in (b'"', b"[") else 1

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from memos_llm.core.call import Quirk
 from memos_llm.dialects.codecs.rules import Draft, Policy, bad_request, not_offered
 from memos_llm.dialects.needs import MAX_STOPS
 
@@ -29,6 +30,9 @@ class Option(Struct, frozen=True):
         type: as Ollama names it when the value has another.
         field: vLLM's name for it; empty when there is none.
         neutral: for a dropped option, the value that switches it off: nothing is lost, nothing is said.
+        spared: for a dropped option, whether this target loses nothing by it.
+        limit: the most that this target takes of a value; None: any.
+        says: as in `rules.Rule`.
     """
 
     type: str
@@ -37,6 +41,9 @@ class Option(Struct, frozen=True):
     carry: Callable[[Any], Carried] | None = None
     neutral: object = None
     note: str = ""
+    spared: Callable[[Draft, Any], bool] | None = None
+    limit: Callable[[Draft], int | None] | None = None
+    says: tuple[Policy, ...] = ()
 
 
 def apply_options(draft: Draft) -> None:
@@ -45,22 +52,43 @@ def apply_options(draft: Draft) -> None:
     Raises:
         AttemptFailed: `client` for a wrong type, in Ollama's words; `incompatible` for what vLLM has no way to do.
     """
-    for name, value in (draft.read("options", dict[str, Any]) or {}).items():
-        option = OPTIONS.get(name)
-        if option is not None and value is not None:  # an unknown option means nothing to Ollama either
-            _apply(draft, name, option, TYPES[option.type](name, value))
+    for name, given in (draft.read("options", dict[str, Any]) or {}).items():
+        value = read_option(name, given)
+        if value is not None:  # an unknown option means nothing to Ollama either
+            _apply(draft, name, OPTIONS[name], value)
+
+
+def read_option(name: str, value: object) -> Any:
+    """A value, checked as Ollama checks it; None for one that means nothing.
+
+    Raises:
+        AttemptFailed: `client` for a wrong type.
+    """
+    option = OPTIONS.get(name)
+    return None if option is None or value is None else TYPES[option.type](name, value)
 
 
 def _apply(draft: Draft, name: str, option: Option, value: Any) -> None:
     if option.carry is None:
-        if option.policy is Policy.DROPPED and value != option.neutral:
+        if option.policy is Policy.DROPPED and value != option.neutral and not _spared(draft, option, value):
             draft.warn(Policy.DROPPED, name)
         return
-    carried = option.carry(value)
+    carried = _limited(draft, option, option.carry(value))
     if carried.value is not None:
         draft.body[option.field] = carried.value
     if not carried.exact:
         draft.warn(Policy.DROPPED if carried.value is None else Policy.APPROXIMATED, name)
+
+
+def _spared(draft: Draft, option: Option, value: Any) -> bool:
+    return option.spared is not None and option.spared(draft, value)
+
+
+def _limited(draft: Draft, option: Option, carried: Carried) -> Carried:
+    most = option.limit(draft) if option.limit is not None else None
+    if most is None or not isinstance(carried.value, int) or carried.value <= most:
+        return carried
+    return Carried(most, exact=False)
 
 
 # --- types, as Ollama checks them -------------------------------------------------------------------------------------
@@ -155,15 +183,53 @@ def _penalty(value: float) -> Carried:
     return Carried(min(max(value, -2.0), 2.0), exact=value == 0)
 
 
+# --- the context ------------------------------------------------------------------------------------------------------
+
+TEMPLATE_TOKENS = 64  # what a chat template adds to a short conversation, roughly
+BYTES_PER_TOKEN = 2  # few texts have shorter tokens: the room left for the prompt is rather too large
+
+
+def within_context(draft: Draft, num_ctx: int) -> bool:
+    """Nothing is lost by leaving `num_ctx` out where the context is known to be as long."""
+    context = draft.offer.context_tokens
+    return context is not None and num_ctx <= context
+
+
+def _most_tokens(draft: Draft) -> int | None:
+    """The whole context; on a release that wants prompt and answer to fit together, what the prompt leaves of it,
+    by estimate (where that is too little to say, the release shall judge).
+    """
+    context = draft.offer.context_tokens
+    if context is None or not draft.offer.quirks & Quirk.STRICT_LENGTH:
+        return context
+    left = context - TEMPLATE_TOKENS - _prompt_bytes(draft) // BYTES_PER_TOKEN
+    return left if left > 0 else context
+
+
+def _prompt_bytes(draft: Draft) -> int:
+    """Of the texts that were written already: the messages' rule comes before the options'."""
+    texts = [draft.body.get("prompt") or ""]
+    for message in draft.body.get("messages", ()):
+        content = message["content"]
+        texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return sum(len(text.encode()) for text in texts) + len(bytes(draft.call.head.get("tools", b"")))
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 _MAP, _APPROX, _DROP, _IGNORE = Policy.MAPPED, Policy.APPROXIMATED, Policy.DROPPED, Policy.IGNORED
 
 OPTIONS: Mapping[str, Option] = {
-    "temperature": Option("float32", _MAP, "temperature", _within(0.0, 2.0), note="clamped to [0, 2], with a warning"),
-    "top_p": Option("float32", _MAP, "top_p", _top_p, note="0 becomes 0.000001, with a warning; above 1 is 1"),
+    "temperature": Option(
+        "float32", _MAP, "temperature", _within(0.0, 2.0), note="clamped to [0, 2], with a warning", says=(_APPROX,)
+    ),
+    "top_p": Option(
+        "float32", _MAP, "top_p", _top_p, note="0 becomes 0.000001, with a warning; above 1 is 1", says=(_APPROX,)
+    ),
     "top_k": Option("integer", _MAP, "top_k", _top_k, note="0 and below mean off on both"),
-    "min_p": Option("float32", _MAP, "min_p", _within(0.0, 1.0), note="clamped to [0, 1], with a warning"),
+    "min_p": Option(
+        "float32", _MAP, "min_p", _within(0.0, 1.0), note="clamped to [0, 1], with a warning", says=(_APPROX,)
+    ),
     "seed": Option("integer", _MAP, "seed", _seed, note="-1 is omitted; a seed never gives the same text on both"),
     "stop": Option("array", _MAP, "stop", _stop, note="empty strings are left out; more than 4 are refused"),
     "num_predict": Option(
@@ -171,7 +237,10 @@ OPTIONS: Mapping[str, Option] = {
         _MAP,
         "max_tokens",
         _num_predict,
-        note="negative: no limit, omitted; 0 is refused (vLLM's least is 1)",
+        note="negative: no limit, omitted; 0 is refused (vLLM's least is 1); no more than the context holds, with a "
+        "warning",
+        limit=_most_tokens,
+        says=(_APPROX,),
     ),
     "repeat_penalty": Option(
         "float32",
@@ -179,6 +248,7 @@ OPTIONS: Mapping[str, Option] = {
         "repetition_penalty",
         _repetition,
         note="harsher: over the whole prompt and answer, not the last repeat_last_n tokens; 1.0 is omitted",
+        says=(_DROP,),
     ),
     "presence_penalty": Option(
         "float32", _APPROX, "presence_penalty", _penalty, note="over the whole answer, not a window; clamped to [-2, 2]"
@@ -190,7 +260,12 @@ OPTIONS: Mapping[str, Option] = {
         _penalty,
         note="over the whole answer, not a window; clamped to [-2, 2]",
     ),
-    "num_ctx": Option("integer", _DROP, note="the context length is fixed when vLLM starts"),
+    "num_ctx": Option(
+        "integer",
+        _DROP,
+        note="the context length is fixed when vLLM starts; said where it is shorter, or not known",
+        spared=within_context,
+    ),
     "typical_p": Option("float32", _DROP, neutral=1, note="no equivalent; 1 means off"),
     "repeat_last_n": Option("integer", _DROP, note="no equivalent: vLLM's penalties have no window"),
     "num_keep": Option("integer", _DROP, note="no equivalent: vLLM never shifts its context"),

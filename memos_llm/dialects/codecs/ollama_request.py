@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from memos_llm.core.call import Call, Feature, Target, Thinking, Wire, WireRequest
+from memos_llm.core.call import Call, Feature, Quirk, Target, Thinking, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.dialects import media
 from memos_llm.dialects.codecs.ollama_options import apply_options
+from memos_llm.dialects.codecs.repairs import DEFAULTS
 from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
 from memos_llm.dialects.ollama import Call as ToolCall
 from memos_llm.dialects.ollama import Ids, Message, identify
@@ -43,6 +44,7 @@ def translate(call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tu
     for name, value in target.settings.defaults.items():
         if draft.body.get(name) is None:
             draft.body[name] = value
+            draft.warnings.append(f"repaired:{DEFAULTS}")
     if not call.stream:
         draft.warnings.append(ESTIMATED)
     request = WireRequest(call.id, upstream(call), target.model, msgspec.json.encode(draft.body), call.stream)
@@ -66,14 +68,19 @@ def _is_verbatim(call: Call) -> bool:
 
 def _messages(draft: Draft) -> None:
     messages = draft.read("messages", list[Message]) or []
-    draft.body["messages"] = [_message(m, ids) for m, ids in zip(messages, identify(messages), strict=True)]
+    thoughts = THOUGHTS[bool(draft.offer.quirks & Quirk.OLD_REASONING)]
+    draft.body["messages"] = [_message(m, ids, thoughts) for m, ids in zip(messages, identify(messages), strict=True)]
 
 
-def _message(message: Message, ids: Ids) -> dict[str, Any]:
+THOUGHTS = {False: "reasoning", True: "reasoning_content"}
+"""Whether the release is old → what it calls the reasoning of a history."""
+
+
+def _message(message: Message, ids: Ids, thoughts: str) -> dict[str, Any]:
     role = message.role.lower()
     written: dict[str, Any] = {"role": role, "content": _content(message.content or "", message.images or [])}
     if role == "assistant" and message.thinking:
-        written["reasoning"] = message.thinking
+        written[thoughts] = message.thinking
     if message.tool_calls:
         written["tool_calls"] = [_tool_call(call, id_) for call, id_ in zip(message.tool_calls, ids.calls, strict=True)]
     if role == "tool":
@@ -270,9 +277,16 @@ CHAT: dict[str, Rule] = {
     "messages": Rule(_MAP, "messages", _messages, "images become parts, arguments text; ids are made up where missing"),
     **_COMMON,
     "tools": Rule(_MAP, "tools", _tools, "the whole schema; an empty list is left out"),
-    "think": Rule(_APPROX, "chat_template_kwargs, reasoning_effort", _think, "as the model's `thinking` says", True),
+    "think": Rule(
+        _APPROX,
+        "chat_template_kwargs, reasoning_effort",
+        _think,
+        "as the model's `thinking` says; a model without one is not asked to",
+        True,
+        (_DROP,),
+    ),
     "logprobs": Rule(_MAP, "logprobs, top_logprobs", _logprobs),
-    "top_logprobs": Rule(_MAP, "", _without_logprobs, "with `logprobs` only"),
+    "top_logprobs": Rule(_MAP, "", _without_logprobs, "with `logprobs` only", says=(_DROP,)),
     "_debug_render_only": Rule(_REFUSE),
 }
 """`/api/chat` to `/v1/chat/completions`."""

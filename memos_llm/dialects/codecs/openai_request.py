@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 
 from memos_llm.core.call import Call, Target, Wire, WireRequest
 from memos_llm.core.decision import Offer
+from memos_llm.dialects.codecs.repairs import DEFAULTS
 from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
 from memos_llm.dialects.jsons import decode_as
 
@@ -43,7 +44,10 @@ def translate(call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tu
     """
     draft = Draft(call, target, offer, {"model": target.model, "stream": call.stream})
     carry_out(CHAT, draft)
-    options = {**target.settings.defaults, **draft.body.pop(_OPTIONS, {})}
+    given = draft.body.pop(_OPTIONS, {})
+    options = {**target.settings.defaults, **given}
+    if len(options) > len(given):
+        draft.warnings.append(f"repaired:{DEFAULTS}")
     if options:
         draft.body["options"] = options
     request = WireRequest(call.id, Wire.OLLAMA_CHAT, target.model, msgspec.json.encode(draft.body), call.stream)

@@ -23,7 +23,7 @@ from memos_llm.dialects.codecs.decoder import (
 )
 from memos_llm.dialects.codecs.echo import ModelEcho
 from memos_llm.dialects.framing import Event
-from memos_llm.dialects.jsons import FAILURES
+from memos_llm.dialects.jsons import FAILURES, decode_as
 
 FAILED_FINISHES = frozenset({"abort", "error"})  # vLLM 0.32, measured: what it says when it gave up
 
@@ -136,6 +136,8 @@ class OpenAIReader:
             bits |= USAGE if usage else 0
             if self._hides_usage and not chunk.choices:
                 return Frame(b"", bits, usage)
+            if self._hides_usage and usage is None:  # Ollama's /v1/completions has a usage of zeros on every event
+                raw = _without_usage(raw)
         return Frame(self._named(raw, chunk.model), bits, usage)
 
     def _bits(self, choice: _Choice) -> int:
@@ -154,6 +156,17 @@ class OpenAIReader:
 
 def _has_content(delta: _Delta) -> bool:
     return bool(delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls or delta.refusal)
+
+
+def _without_usage(raw: bytes) -> bytes:
+    """The same event without its `usage`; as it is where it is not written on one line."""
+    start, end = raw.find(b"{"), raw.rfind(b"}") + 1
+    try:
+        document = decode_as(raw[start:end], dict[str, Raw])
+    except ValueError:
+        return raw
+    document.pop("usage", None)
+    return raw[:start] + msgspec.json.encode(document) + raw[end:]
 
 
 def _check_finish(choice: _Choice, body: bytes) -> None:
@@ -214,40 +227,3 @@ def _says(record: _Record) -> bool:
     return bool(
         record.response or said.thinking or (record.message and (record.message.content or record.message.tool_calls))
     )
-
-
-class _Vectors(Struct):
-    """What of an embeddings answer says that it is one; `prompt_eval_count` is Ollama's, `usage` OpenAI's."""
-
-    model: str | None = None
-    data: list[Raw] | None = None
-    embeddings: list[Raw] | None = None
-    embedding: Raw | None = None
-    usage: _Usage | None = None
-    prompt_eval_count: float | None = None
-    error: Any = None
-
-
-_vectors = msgspec.json.Decoder(_Vectors).decode
-
-
-class EmbeddingsReader:
-    """Answers of the three embeddings wires; `caller` as above."""
-
-    def __init__(self, caller: str) -> None:
-        self._caller = caller
-        self._echo = ModelEcho(caller)
-
-    def whole(self, body: bytes) -> Frame:
-        try:
-            answer = _vectors(body)
-        except FAILURES as error:
-            raise malformed("not-json") from error
-        if answer.error is not None:
-            raise failed(answer.error, "error-body")
-        if answer.data is None and answer.embeddings is None and answer.embedding is None:
-            raise malformed("no-vectors")
-        tokens = answer.usage.prompt_tokens if answer.usage else answer.prompt_eval_count
-        usage = counted(tokens, None)
-        named = body if not answer.model or answer.model == self._caller else self._echo.rewrite(body, answer.model)
-        return Frame(named, WHOLE | (USAGE if usage else 0), usage)

@@ -25,6 +25,10 @@ class Policy(StrEnum):
     REFUSED = "refused"
 
 
+SAID = (Policy.APPROXIMATED, Policy.DROPPED)
+"""What the caller is told of, as `<policy>:<field>`."""
+
+
 class Draft(Struct):
     """A back end's request while it is being written."""
 
@@ -58,6 +62,7 @@ class Rule(Struct, frozen=True):
         apply: writes into the draft; None when there is nothing to write (or another rule does it). It is called
             when the key is given and not null, or always when `always`.
         to: the back end's field, for the docs.
+        says: which further warnings it can give besides the one of its policy, for the docs.
     """
 
     policy: Policy
@@ -65,6 +70,7 @@ class Rule(Struct, frozen=True):
     apply: Callable[[Draft], None] | None = None
     note: str = ""
     always: bool = False
+    says: tuple[Policy, ...] = ()
 
 
 def carry_out(rules: dict[str, Rule], draft: Draft) -> None:

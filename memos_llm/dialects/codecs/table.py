@@ -6,6 +6,7 @@ from typing import Protocol
 from memos_llm.core.call import Call, Feature, Wire
 from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Codec, Codecs
+from memos_llm.dialects.codecs.embed_to_openai import EmbedToOpenAI
 from memos_llm.dialects.codecs.identity import Identity
 from memos_llm.dialects.codecs.ollama_to_openai import OllamaToOpenAI
 from memos_llm.dialects.codecs.openai_to_ollama import OpenAIToOllama
@@ -62,11 +63,17 @@ class Table:
 
 
 _NATIVE = OllamaToOpenAI()
-
+_EMBED = EmbedToOpenAI()
 _TO_OLLAMA = OpenAIToOllama()
 
 CODECS: Codecs = Table(
     Identity(),
-    {Wire.OLLAMA_CHAT: (_NATIVE,), Wire.OLLAMA_GENERATE: (_NATIVE,), Wire.OPENAI_CHAT: (_TO_OLLAMA,)},
+    {
+        Wire.OLLAMA_CHAT: (_NATIVE,),
+        Wire.OLLAMA_GENERATE: (_NATIVE,),
+        Wire.OPENAI_CHAT: (_TO_OLLAMA,),
+        Wire.OLLAMA_EMBED: (_EMBED,),
+        Wire.OLLAMA_EMBEDDINGS: (_EMBED,),
+    },
     for_typed={Wire.OPENAI_CHAT: (_TO_OLLAMA,)},
 )

@@ -46,6 +46,21 @@ async def probe_all(specs: Iterable[ProviderSpec], limit_s: float = LIMIT_S) -> 
     return {spec.name: health for spec, health in zip(specs, found, strict=True)}
 
 
+async def probe_one(spec: ProviderSpec, limit_s: float = LIMIT_S) -> tuple[EndpointHealth, ...]:
+    """One provider, of whatever kind: one that is a plug-in is loaded for it, which `probe_all` spares a short command.
+
+    Raises:
+        ConfigError: the plug-in does not work.
+    """
+    if spec.kind in KINDS:
+        return (await probe_all([spec], limit_s))[spec.name]
+    client = AiohttpClient()
+    try:
+        return (await _endpoint(spec, Endpoint(spec.name), client, limit_s),)
+    finally:
+        await client.aclose()
+
+
 async def _provider(spec: ProviderSpec, client: BackendClient, limit_s: float) -> tuple[EndpointHealth, ...]:
     if spec.kind not in KINDS:  # not spoken to over HTTP by us: there is nothing to probe
         return ()
@@ -53,7 +68,8 @@ async def _provider(spec: ProviderSpec, client: BackendClient, limit_s: float) -
 
 
 async def _endpoint(spec: ProviderSpec, endpoint: Endpoint, client: BackendClient, limit_s: float) -> EndpointHealth:
-    transport = open_transport(replace(spec, endpoints=(endpoint,)), client, Bus(), clock=time.monotonic)
+    alone = replace(spec, endpoints=(endpoint,)) if spec.kind in KINDS else spec
+    transport = open_transport(alone, client, Bus(), clock=time.monotonic)
     started = time.monotonic()
     up, detail, models, version = False, f"no answer in {limit_s:g} s", None, ""
     try:

@@ -3,16 +3,18 @@
 Both faces (gateway and library) and the command line open a process's parts here and nowhere else.
 """
 
+import asyncio
 import hashlib
 import os
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
-from memos_llm.config import Settings
+from memos_llm.config import Settings, Source
 from memos_llm.control.live import Live
 from memos_llm.core.events import Bus
 from memos_llm.core.flags import Flags, fresh
@@ -27,12 +29,20 @@ from memos_llm.router.engine import Engine
 from memos_llm.store import open_store
 from memos_llm.telemetry.logs import LINES, RequestLog, configure
 from memos_llm.telemetry.metrics import Metrics
+from memos_llm.telemetry.shared import Shared
+from memos_llm.wiring.reload import Accept, ConfigState, Reloader
+from memos_llm.wiring.transports import InForce, Transports
 
+FIRST_LOOK_S = 2.0
 STATE_DIR = Path("~/.local/state/memos_llm")  # expanded when used: HOME may change
 
 
 class Runtime:
-    """The open parts of one process. Make it with `open_runtime`, close it once."""
+    """The open parts of one process. Make it with `open_runtime`, close it once.
+
+    Attributes:
+        reloader: reads the configuration again; None when there is no file to read.
+    """
 
     def __init__(
         self,
@@ -41,16 +51,25 @@ class Runtime:
         bus: Bus,
         metrics: Metrics,
         live: Live,
-        transports: Mapping[str, Transport],
+        transports: Transports,
         prober: Prober,
         clock: Clock,
         parts: AsyncExitStack,
+        in_force: InForce,
+        adopted: Callable[[Settings], None],
     ) -> None:
-        self.settings, self.bus, self.metrics, self.live = settings, bus, metrics, live
+        self.bus, self.metrics, self.live = bus, metrics, live
         self.prober, self.clock = prober, clock
-        self._routes = Routes(settings.policy(), transports)
-        self._parts = parts
+        self.reloader: Reloader | None = None
+        self._settings, self._in_force = settings, in_force
+        self._routes = Routes(settings.policy(), in_force)
+        self._transports, self._parts, self._adopted = transports, parts, adopted
         self.engine = Engine(routes=self.routes, live=live, codecs=CODECS, bus=bus, clock=clock)
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration in force: read it when it is needed, for a reload replaces it."""
+        return self._settings
 
     def routes(self) -> Routes:
         """The policy and the transports in force."""
@@ -63,12 +82,57 @@ class Runtime:
     def transports(self) -> Mapping[str, Transport]:
         return self._routes.transports
 
+    def config_state(self) -> ConfigState:
+        """How the configuration in force relates to its file."""
+        return self.reloader.state if self.reloader is not None else ConfigState()
+
     def start_probing(self) -> None:
         self.prober.start()
+
+    def start_watching(self) -> None:
+        """Follow the configuration file, if there is one."""
+        if self.reloader is not None:
+            self.reloader.start()
+
+    async def reload(self) -> ConfigState:
+        """Read the configuration file again now, changed or not."""
+        return await self.reloader.reload() if self.reloader is not None else ConfigState()
+
+    async def adopt(self, settings: Settings) -> int:
+        """Let another configuration take the place of the one in force, between two calls and as a whole.
+
+        Requests in flight end under the old one. Providers that are the same keep their transport: breakers, what was
+        learnt, connections. New ones are probed before anything is sent there.
+
+        Returns:
+            The generation of the policy now in force.
+
+        Raises:
+            ConfigError: and nothing was changed.
+        """
+        policy = settings.policy(self._routes.policy.generation + 1)
+        in_force = self._transports.open(settings.provider_specs(), self._in_force)
+        known = set(self._in_force.values())
+        await _first_look([transport for transport in in_force.values() if transport not in known])
+        self._settings, self._in_force, self._routes = settings, in_force, Routes(policy, in_force)
+        self.prober.follow(in_force.values())
+        self._adopted(settings)
+        return policy.generation
 
     async def aclose(self) -> None:
         """Last opened, first closed; every part is closed even when an earlier one fails."""
         await self._parts.aclose()
+
+
+async def _first_look(transports: Sequence[Transport]) -> None:
+    """What a new back end offers is known before it is asked for; one that is slow to say is not waited for."""
+    looks = [asyncio.create_task(transport.probe(), name=f"look.{transport.name}") for transport in transports]
+    if not looks:
+        return
+    _, late = await asyncio.wait(looks, timeout=FIRST_LOOK_S)
+    for look in late:
+        look.cancel()
+    await asyncio.gather(*looks, return_exceptions=True)  # what fails here is told by the prober
 
 
 async def open_runtime(
@@ -80,35 +144,46 @@ async def open_runtime(
     log: bool = False,
     store: StateStore | None = None,
     clock: Clock = time.monotonic,
+    source: Source | None = None,
+    accept: Accept = lambda settings: settings,
+    shared: Shared | None = None,
 ) -> Runtime:
     """Open everything that a process needs to route calls. `kind` is what `status` shows: gateway, library, cli.
+
+    Args:
+        source: where `settings` were read, to be read again; None: never.
+        accept: has the last word on what is read again: raises `ConfigError`, or returns it as this process needs it.
+        shared: where the metrics of several workers meet.
 
     Raises:
         ConfigError: the configuration is wrong. Then, as after any other failure, nothing stays open.
     """
     bus = Bus()
+    worker = shared.place if shared is not None else ""
     metrics = Metrics(
         version=VERSION,
         candidate=settings.candidate,
         components=settings.components(),
         models=tuple(settings.models),
+        shared=shared,
     )
     bus.subscribe("metrics", metrics.on_event, *metrics.kinds)
     async with AsyncExitStack() as parts:
+        log_from = partial(_log_from, worker=worker) if log else _log_nothing
+        log_from(settings)
         if log:
-            parts.callback(_open_logs(settings, bus).close)
+            parts.callback(_open_logs(bus).close)
         live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
         parts.push_async_callback(live.aclose)
         client = AiohttpClient()
         parts.push_async_callback(client.aclose)
-        transports: dict[str, Transport] = {}
-        for spec in settings.provider_specs():
-            transports[spec.name] = open_transport(spec, client, bus, clock=clock)
-            parts.push_async_callback(transports[spec.name].aclose)
-        prober = Prober(list(transports.values()), bus)
+        transports = Transports(lambda spec: open_transport(spec, client, bus, clock=clock), bus)
+        parts.push_async_callback(transports.aclose)
+        in_force = transports.open(settings.provider_specs())
+        prober = Prober(in_force.values(), bus)
         parts.push_async_callback(prober.aclose)
         await live.start()
-        return Runtime(
+        runtime = Runtime(
             settings,
             bus=bus,
             metrics=metrics,
@@ -117,11 +192,24 @@ async def open_runtime(
             prober=prober,
             clock=clock,
             parts=parts.pop_all(),
+            in_force=in_force,
+            adopted=log_from,
         )
+        if source is not None:
+            runtime.reloader = Reloader(source, runtime, bus, accept)
+            runtime._parts.push_async_callback(runtime.reloader.aclose)
+        return runtime
 
 
-def _open_logs(settings: Settings, bus: Bus) -> RequestLog:
-    configure(settings.gateway.log_level)
+def _log_from(settings: Settings, *, worker: str) -> None:
+    configure(settings.gateway.log_level, worker=worker)
+
+
+def _log_nothing(settings: Settings) -> None:
+    """Who embeds us decides what is logged."""
+
+
+def _open_logs(bus: Bus) -> RequestLog:
     logs = RequestLog()
     logs.hear_libraries()
     bus.subscribe("log", logs.on_event, *LINES)

@@ -1,0 +1,23 @@
+"""Waiting: the pauses before a store that failed is asked again, and for something to do."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import Iterator
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+def pauses_s() -> Iterator[float]:
+    """Growing, jittered (so that a fleet does not come back in step), without end."""
+    for step in itertools.count():
+        yield random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(step, 10))
+
+
+async def woken(event: asyncio.Event, timeout_s: float | None = None) -> None:
+    """Wait for an event, no longer than `timeout_s`, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    event.clear()

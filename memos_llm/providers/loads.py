@@ -1,0 +1,181 @@
+"""Model loads that belong to us: one for all who wait, and none is aborted because a client left.
+
+Ollama withholds its answer until the model is loaded, and takes a client that leaves meanwhile for a reason to stop.
+So a request for a cold model first has it loaded by a call of our own, in a task of its own. Who waits for it waits
+within his own limits; the load goes on without him.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Protocol
+
+from memos_llm.core.call import WireRequest
+from memos_llm.core.errors import AttemptFailed
+from memos_llm.core.events import Bus, InternalError, place_of
+from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.core.ports import Clock
+from memos_llm.providers.endpoint import EndpointState
+from memos_llm.providers.ollama_loads import PATHS, PS, Fixed, Needs, load_body, needs, read_ps
+from memos_llm.providers.warmth import Warmth
+
+LOAD_S = 1_800.0  # Ollama gives up earlier: after five minutes without progress
+PS_S = 1.0  # since 0.32.4 the list waits for a load to end, so silence means that there is one
+LONG_BYTES = 32_768  # longer bodies are read only if their model is not loaded
+
+REFUSED = frozenset({Kind.CLIENT, Kind.CONFIG, Kind.SATURATED})
+"""Of a load: nothing is being loaded. The request itself is sent, and refused in the words of its own route."""
+
+ELSEWHERE = (":cloud", "-cloud")  # models that Ollama passes on to its makers: nothing is loaded
+
+Load = tuple[str, str, Fixed]
+
+
+class Ask(Protocol):
+    """A document of one endpoint: GET, or POST when there is a body. Raises `AttemptFailed`."""
+
+    def __call__(self, state: EndpointState, path: str, body: bytes | None = None) -> Awaitable[bytes]: ...
+
+
+def _wall() -> datetime:
+    return datetime.now(UTC)
+
+
+class Loads:
+    """The loads of one provider's endpoints."""
+
+    def __init__(
+        self,
+        provider: str,
+        ask: Ask,
+        canonical: Callable[[str], str],
+        bus: Bus,
+        clock: Clock,
+        *,
+        wall: Callable[[], datetime] = _wall,
+    ) -> None:
+        self._provider, self._bus = provider, bus
+        self._ask, self._canonical, self._clock, self._wall = ask, canonical, clock, wall
+        self._warmth: dict[str, Warmth] = {}
+        self._last: dict[str, Needs] = {}
+        self._running: dict[Load, asyncio.Task[AttemptFailed | None]] = {}
+        self._closed = False
+
+    def warmth(self, state: EndpointState) -> Warmth:
+        found = self._warmth.get(state.url)
+        if found is None:
+            found = self._warmth[state.url] = Warmth(self._canonical)
+        return found
+
+    async def ready(self, state: EndpointState, request: WireRequest, *, load: bool = True) -> Needs | None:
+        """Return once the model is loaded for this request (without `load`: at once). Tell `served` or `failed` how the
+        request went then. None: it is nothing to us.
+
+        Raises:
+            AttemptFailed: the load failed, or the endpoint was found down meanwhile.
+        """
+        if request.wire not in PATHS or request.model.endswith(ELSEWHERE):
+            return None
+        need = self._known(state, request) or needs(request)
+        if not load or need.unloads or self.warmth(state).fits(request.model, need.options, self._clock()):
+            return need
+        failed = await self.load(state, request.model, need)
+        if failed is not None and failed.outcome.kind not in REFUSED:
+            raise AttemptFailed(failed.outcome, failed.client_text)
+        return need
+
+    def _known(self, state: EndpointState, request: WireRequest) -> Needs | None:
+        """A long request for a loaded model is taken to want what is loaded."""
+        if len(request.body) < LONG_BYTES:
+            return None
+        warm = self.warmth(state).find(request.model, self._clock())
+        return None if warm is None else Needs(path=PATHS[request.wire], options=warm.options or ())
+
+    def served(self, state: EndpointState, request: WireRequest, need: Needs) -> None:
+        """The request was answered."""
+        self.warmth(state).proved(request.model, need.options, need.keep_alive_s, self._clock())
+        if not need.unloads:
+            self._last[self._canonical(request.model)] = need
+
+    def failed(self, state: EndpointState, request: WireRequest, why: Outcome) -> None:
+        """The request was not: a runner that died is loaded anew, and so is everything after a restart."""
+        if why.kind is Kind.CONNECT:
+            self.warmth(state).clear()
+        elif why.kind is Kind.SERVER:
+            self.warmth(state).forget(request.model)
+
+    def last(self, model: str) -> Needs | None:
+        """What the last request for a model wanted of its runner."""
+        return self._last.get(self._canonical(model))
+
+    async def load(self, state: EndpointState, model: str, need: Needs) -> AttemptFailed | None:
+        """Have a model loaded, or wait with the others; why it could not be, if so.
+
+        Raises:
+            AttemptFailed: the endpoint was found down meanwhile.
+        """
+        key = (state.url, self._canonical(model), need.options)
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(self._load(state, model, need), name="load")
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        with state.patience():
+            return await asyncio.shield(task)
+
+    async def look(self, state: EndpointState) -> None:
+        """Ask what is loaded. Never raises; silence is taken for a load under way."""
+        warmth, asked_at = self.warmth(state), self._clock()
+        try:
+            async with asyncio.timeout(PS_S):
+                rows = read_ps(await self._ask(state, PS), self._wall())
+        except TimeoutError:
+            state.loading = True
+        except AttemptFailed as error:
+            state.loading = False
+            if error.outcome.kind is Kind.CONNECT:
+                warmth.clear()
+        else:
+            state.loading = False
+            warmth.listed(rows, asked_at)
+        warmth.asked = True
+
+    async def aclose(self) -> None:
+        """End the loads under way: nobody is left to serve."""
+        self._closed = True
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _load(self, state: EndpointState, model: str, need: Needs) -> AttemptFailed | None:
+        """A failure is returned: who it concerns may have left, and several may wait."""
+        state.loads += 1
+        try:
+            await self._load_cold(state, model, need)
+        except AttemptFailed as error:
+            return error
+        except TimeoutError:
+            return AttemptFailed(Outcome(kind=Kind.TIMEOUT, code="load"))
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            return AttemptFailed(Outcome(kind=Kind.CONNECT, code="closed"))
+        except Exception as error:  # noqa: BLE001 - a bug of ours, in a task that perhaps nobody awaits any more
+            part = f"loads.{self._provider}"
+            self._bus.emit(InternalError(part=part, error=type(error).__name__, where=place_of(error)))
+            return AttemptFailed(Outcome(kind=Kind.MALFORMED, code="internal"))
+        else:
+            return None
+        finally:
+            state.loads -= 1
+            state.content_at = self._clock()
+
+    async def _load_cold(self, state: EndpointState, model: str, need: Needs) -> None:
+        warmth = self.warmth(state)
+        if not warmth.asked:
+            await self.look(state)
+            if warmth.fits(model, need.options, self._clock()):
+                return
+        async with asyncio.timeout(LOAD_S):
+            await self._ask(state, need.path, load_body(model, need))
+        warmth.proved(model, need.options, need.keep_alive_s or None, self._clock())
