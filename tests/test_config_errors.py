@@ -42,6 +42,14 @@ WRONG: list[tuple[str, str]] = [
     ("providers: {ollama: {max_inflight: 0}}", "providers.ollama.max_inflight: must be greater than or equal to 1"),
     ("providers: {ollama: {queue_s: 0}}", "providers.ollama.queue_s: must be greater than 0"),
     (
+        "models: {nomic-embed-text: {fallbacks: [qwen3]}}",
+        "models.nomic-embed-text.fallbacks: an embedding model has none: vectors of two models never mix",
+    ),
+    (
+        "providers: {vllm: {native_chat: true}}",
+        "providers.vllm.native_chat: is a setting of the kind ollama, and vllm is vllm",
+    ),
+    (
         "providers: {vllm: {own_loads: false}}",
         "providers.vllm.own_loads: is a setting of the kind ollama, and vllm is vllm",
     ),

@@ -7,8 +7,8 @@ from typing import Any
 from msgspec import Struct
 
 from memos_llm.cli.pairs import Proposal, confidence, propose, thinking
+from memos_llm.core.catalogue import is_embedding
 from memos_llm.core.policy import ProviderSpec
-from memos_llm.operate.names import is_embedding
 from memos_llm.operate.probing import Health
 
 BASELINE, CANDIDATE = "ollama", "vllm"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from memos_llm.operate.names import is_embedding
+from memos_llm.core.catalogue import is_embedding
 
 _SIZE = re.compile(r"(?:\d+x)?\d+(?:\.\d+)?[bm]")
 _ACTIVE = re.compile(r"a\d+(?:\.\d+)?b")  # parameters in use at a time: `30b-a3b`

@@ -8,6 +8,7 @@ from memos_llm.config.document import Document, Key
 from memos_llm.config.environment import DEFAULT_PORTS
 from memos_llm.config.problems import joined, nearest
 from memos_llm.config.urls import canonical_host, identity
+from memos_llm.core.catalogue import is_embedding
 from memos_llm.core.policy import FOLLOW_SHARE
 
 Problems = Iterator[tuple[Key, str]]
@@ -16,7 +17,7 @@ KINDS = ("ollama", "vllm", "litellm")
 ENTRY_POINTS = "memos_llm.providers"  # a third party's kinds
 ROLES = ("baseline", "candidate")
 RESERVED_NAMES = frozenset({FOLLOW_SHARE, *ROLES, "none", *schema.Model.model_fields})
-OF_KIND = {"keep_warm": "ollama", "own_loads": "ollama", "model_prefix": "litellm"}
+OF_KIND = {"keep_warm": "ollama", "own_loads": "ollama", "native_chat": "ollama", "model_prefix": "litellm"}
 
 
 def run(root: schema.Root, document: Document) -> None:
@@ -145,6 +146,8 @@ def _models(root: schema.Root) -> Problems:
                 yield key, "the baseline must have every model: give its name there, or leave the key out"
         if model in entry.fallbacks:
             yield ("models", model, "fallbacks"), "a model cannot be its own fallback"
+        if entry.fallbacks and is_embedding(model):
+            yield ("models", model, "fallbacks"), "an embedding model has none: vectors of two models never mix"
 
 
 def _key_ids(root: schema.Root) -> Problems:

@@ -121,6 +121,10 @@ class Provider(Section):
     endpoints: tuple[Endpoint, ...] = Field(default=(), description="its addresses, when there are several")
     api_key: Secret = Field(default=SecretStr(""), description='sent as a bearer token; write "${VLLM_API_KEY:-}"')
     keep_warm: Names = Field(default=(), description="Ollama: models kept loaded while the candidate has a share")
+    native_chat: bool = Field(
+        default=False,
+        description="Ollama: OpenAI chat calls go to /api/chat, which keeps what its /v1 drops (top_k, num_ctx, …)",
+    )
     own_loads: bool = Field(default=True, description="Ollama: a client that leaves never aborts a model's load")
     max_inflight: Whole | None = Field(default=None, description="requests in flight on one endpoint; null: no limit")
     queue_s: Seconds = Field(default=10.0, description="how long a request waits for a place there before a 503")
@@ -131,8 +135,10 @@ class Provider(Section):
 
 class ModelOnProvider(Section):
     name: Text = Field(description="the provider's own name for the model")
-    thinking: Thinking | None = Field(default=None, description="how its reasoning is switched on vLLM")
-    split_think_tags: bool = Field(default=False, description="cut <think>…</think> out of the content")
+    thinking: Thinking | None = Field(
+        default=None, description="how vLLM switches its reasoning: enable_thinking, thinking, reasoning_effort"
+    )
+    split_think_tags: bool = Field(default=False, description="cut `<think>…</think>` out of the content")
 
 
 class Sampling(Section):
@@ -231,9 +237,15 @@ class ApiKey(Section):
 class Gateway(Section):
     host: Text = Field(default="127.0.0.1", description="address to listen on; without api_keys only loopback")
     port: Port = Field(default=8200, description="port to listen on")
-    api_keys: tuple[ApiKey, ...] = Field(default=(), description="who may call; empty: anyone on this machine")
-    allowed_hosts: Names = Field(default=(), description="Host names accepted; empty: local ones, without api_keys")
-    cors_origins: tuple[Origin, ...] = Field(default=(), description="web origins accepted; empty: local ones")
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(), description="who may call; `llmctl keys new`; empty: anyone on this machine"
+    )
+    allowed_hosts: Names = Field(
+        default=(), description="Host names accepted, no others; empty: local ones, with api_keys any"
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(), description="web origins accepted, no others; empty: local ones"
+    )
     media_domains: Names = Field(default=(), description="domains that media URLs may name; empty: data: URLs only")
     allow_cloud: bool = Field(default=False, description="pass on Ollama's :cloud names, which leave this machine")
     max_concurrency: Whole = Field(default=1024, description="requests served at a time")
@@ -265,6 +277,7 @@ class Root(Section):
     retries: Count = Field(default=0, description="tries at the same target beyond those for connection errors")
     backoff_s: Seconds = Field(default=0.2, description="the first pause before such a try; it doubles")
     store: Store = Field(
-        default=SecretStr(DEFAULT_STORE), description="where flags and history live: sqlite, redis, memory"
+        default=SecretStr(DEFAULT_STORE),
+        description="where flags and history live: sqlite:///…, or memory:// (one process)",
     )
     gateway: Gateway = Field(default=Gateway(), description="the server of `llmctl serve`")

@@ -122,6 +122,7 @@ class Settings(schema.Root):
             queue_s=entry.queue_s,
             model_prefix=entry.model_prefix,
             own_loads=entry.own_loads,
+            native_chat=entry.native_chat,
             keep_warm=entry.keep_warm,
         )
 

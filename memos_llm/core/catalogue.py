@@ -3,6 +3,7 @@
 `resolve` knows no I/O and never guesses: a name that nobody owns is None and stays with the baseline, as spelt.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
@@ -65,6 +66,14 @@ class Catalogue:
         owner = self._by_name.setdefault(key, model)
         if owner is not model:
             raise ConfigError(f"models: the name {spelt!r} belongs to both {owner.name!r} and {model.name!r}")
+
+
+_EMBEDDING = re.compile(r"embed|minilm|\b(bge|e5|gte)-")
+
+
+def is_embedding(name: str) -> bool:
+    """Whether it is named like a model for embeddings; nothing else tells before one is asked."""
+    return bool(_EMBEDDING.search(name.lower()))
 
 
 def canonical(name: str) -> str:

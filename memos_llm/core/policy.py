@@ -45,6 +45,7 @@ class ProviderSpec(Struct, frozen=True, kw_only=True):
 
     Attributes:
         max_inflight: requests in flight on one endpoint, None for no limit. queue_s: how long others wait for a place.
+        native_chat: OpenAI's chat calls go there on the native wire (Ollama).
         own_loads: load cold models apart from the requests that need them (Ollama).
         model_prefix: put before every model's name (LiteLLM).
         keep_warm: its own names of models that are kept loaded while the candidate has a share (Ollama).
@@ -59,6 +60,7 @@ class ProviderSpec(Struct, frozen=True, kw_only=True):
     max_inflight: int | None = None
     queue_s: float = 10.0
     own_loads: bool = True
+    native_chat: bool = False
     keep_warm: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from msgspec import Struct
 
-from memos_llm.core.catalogue import Model
+from memos_llm.core.catalogue import Model, is_embedding
 from memos_llm.core.decision import Offer
 
 ARCHITECTURE = "unknown"  # of the model; clients take it as the prefix of further keys
@@ -38,7 +38,7 @@ class Card(Struct, frozen=True, kw_only=True):
             name=model.name,
             started_at=started_at,
             context_tokens=offer.context_tokens,
-            capabilities=("embedding",) if "embed" in own.name.lower() else chat,  # nothing but the name tells
+            capabilities=("embedding",) if is_embedding(own.name) else chat,
             up=offer.refused is None and bool(offer.wires),
         )
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from memos_llm.core.call import Call, Operation, Target, Wire
+from memos_llm.core.catalogue import is_embedding
 from memos_llm.core.decision import Arm, Decision, Offer, Reason
 from memos_llm.core.errors import BadRequest
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags, format_share
@@ -11,7 +12,6 @@ from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Routes
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.operate.documents import Aim, Explained, Passed
-from memos_llm.operate.names import is_embedding
 from memos_llm.operate.orders import ExplainOrder, percent, scope_of
 from memos_llm.router.decide import Offers, decide
 from memos_llm.router.split import GROUP, slot

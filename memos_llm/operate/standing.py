@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from memos_llm.core.catalogue import is_embedding
 from memos_llm.core.events import StoreState
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags, Scope, format_share
 from memos_llm.core.policy import Policy
@@ -20,7 +21,6 @@ from memos_llm.operate.documents import (
     Status,
     StoreSeen,
 )
-from memos_llm.operate.names import is_embedding
 from memos_llm.operate.probing import EndpointHealth
 
 if TYPE_CHECKING:
