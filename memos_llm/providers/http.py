@@ -104,6 +104,10 @@ class HttpReply:
         await self._raw.aclose()
 
 
+NATIVE = frozenset({Wire.OPENAI_CHAT})
+"""The wires that `ProviderSpec.native_chat` gives up."""
+
+
 class HttpTransport:
     """A `Transport` for one provider. The client is shared and stays open when this is closed."""
 
@@ -130,7 +134,7 @@ class HttpTransport:
         if spec.api_key:
             self._headers["Authorization"] = f"Bearer {spec.api_key}"
         self._post = {**self._headers, "Content-Type": "application/json"}
-        self._wires = frozenset((*profile.paths, Wire.PASSTHROUGH))
+        self._wires = frozenset((*profile.paths, Wire.PASSTHROUGH)) - (NATIVE if spec.native_chat else set())
         self._offers: dict[str, Offers] = {}
         self._nothing = Offer(frozenset(), Feature.NONE)
         self._watch = Watch(self._pool, spec.timeouts.stall_s, clock, tell=self._tell_hung, ask=self._probe_alone)
