@@ -166,7 +166,7 @@ class Run:
         """
         target = step.target
         transport = self._transports[target.provider]
-        endpoint = transport.pick(target.model, self.call.key)
+        endpoint = transport.pick(target.model, self._conversation())
         if self.attempts and target.provider != self.served.provider:
             self._bus.emit(
                 FellBack(
@@ -183,6 +183,11 @@ class Run:
         assert codec is not None  # decide() keeps only targets that a codec carries the call to
         self._bus.emit(AttemptStarted(request_id=self.call.id, provider=target.provider, arm=self.decision.arm))
         return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock)
+
+    def _conversation(self) -> bytes:
+        """What a replica may know the call by; one that was only given its own id belongs to nothing."""
+        key = self.call.key
+        return b"" if key == self.call.id.encode() else key
 
     def _judge(self, failure: AttemptFailed) -> AttemptFailed:
         """A model that nobody configured and nobody has is a wrong name: the caller's fault."""

@@ -122,6 +122,7 @@ CASES: dict[str, Case] = {
     "dropped:truncate_prompt_tokens": ollama(EMBEDDINGS, input="x", truncate_prompt_tokens=5),
     "dropped:use_activation": ollama(EMBEDDINGS, input="x", use_activation=False),
     "dropped:messages": ollama(EMBEDDINGS, messages=USER),
+    "approximated:prompt": vllm(COMPLETION, max_tokens=5),
     "estimated:eval_duration": vllm(stream=False),
     "repaired:defaults": Case("vllm", OPENAI, {}, defaults={"temperature": 0.8}),
     "repaired:tools": vllm(OPENAI, tools=[]),

@@ -52,7 +52,8 @@ class Identity:
         body = msgspec.json.encode(head) if head and (repairs or any(edits)) else call.body
         more = bodies_apart(head, prompts_apart(call.head)) if APART in repairs else ()
         request = WireRequest(call.id, call.wire, target.model, body, call.stream, more=more)
-        return request, _warnings(repairs, lost) if repairs or lost else ()
+        raw = call.wire is Wire.OPENAI_COMPLETION and VERBATIM in target.settings.repairs
+        return request, _warnings(repairs, lost, raw) if repairs or lost or raw else ()
 
     def decoder(self, call: Call, target: Target) -> Decoder:
         if call.operation is Operation.EMBEDDINGS:
@@ -63,8 +64,13 @@ class Identity:
         return StreamDecoder(NdjsonFramer(), records) if call.stream else WholeDecoder(records.whole)
 
 
-def _warnings(repairs: list[str], lost: list[str]) -> tuple[str, ...]:
-    return (*(f"repaired:{name}" for name in repairs), *(f"dropped:{name}" for name in lost))
+VERBATIM = "vllm"  # the kind that takes a completion's prompt as it is: Ollama puts it into the chat template
+RAW_PROMPT = "approximated:prompt"
+
+
+def _warnings(repairs: list[str], lost: list[str], raw: bool) -> tuple[str, ...]:
+    told = (*(f"repaired:{name}" for name in repairs), *(f"dropped:{name}" for name in lost))
+    return (*told, RAW_PROMPT) if raw else told
 
 
 def _openai_decoder(call: Call, target: Target) -> Decoder:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from memos_llm.core.call import Wire
 from memos_llm.dialects.codecs import embed_to_openai, ollama_request, openai_request
+from memos_llm.dialects.codecs.identity import RAW_PROMPT
 from memos_llm.dialects.codecs.ollama_options import OPTIONS
 from memos_llm.dialects.codecs.repairs import DEFAULTS, REPAIRS
 from memos_llm.dialects.codecs.rules import SAID, Policy, Rule
@@ -33,6 +34,7 @@ OTHERS: Mapping[str, str] = {
     ollama_request.ESTIMATED: "a non-streaming answer of vLLM does not show where the prompt ended",
     "ignored:keep_alive": "an unload of a model on vLLM, which has one model and keeps it",
     f"repaired:{DEFAULTS}": "the model's configured `defaults` filled in what the caller left open",
+    RAW_PROMPT: "vLLM takes the prompt of a completion as it is, Ollama puts it into the model's chat template",
     "passed-on:unfinished": "Ollama's repeat guard ended the answer, and no other target had a better one",
 }
 """Warnings that belong to no field."""
