@@ -11,6 +11,8 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from memos_llm.cli.app import app
 from memos_llm.config import describe_settings
+from memos_llm.config.aliases import ALIASES
+from memos_llm.config.pending import PENDING
 from memos_llm.core import errors
 from memos_llm.dialects.codecs import report
 from memos_llm.telemetry.metrics import describe_metrics
@@ -28,8 +30,14 @@ def table(head: tuple[str, ...], rows: Rows) -> str:
 
 
 def settings() -> str:
-    rows = ((f"`{s.key}`", _default(s.required, s.default), s.description) for s in describe_settings())
+    rows = (
+        (f"`{s.key}`", _default(s.required, s.default), _in_force(s.key) + s.description) for s in describe_settings()
+    )
     return table(("setting", "default", "what it does"), rows)
+
+
+def _in_force(key: str) -> str:
+    return "*(not yet)* " if key.partition(".")[0] in PENDING else ""
 
 
 def _default(required: bool, value: Any) -> str:
@@ -40,6 +48,10 @@ def _default(required: bool, value: Any) -> str:
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
+
+
+def aliases() -> str:
+    return table(("name", "setting"), ((f"`{alias}`", f"`{'.'.join(key)}`") for alias, key in ALIASES.items()))
 
 
 EVERYWHERE = frozenset({"--config", "--store", "--gateway", "--json", "--help"})  # what every command takes
@@ -89,6 +101,7 @@ def _first(cls: type) -> str:
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
+    "aliases": aliases,
     "commands": commands,
     "metrics": metrics,
     "errors": error_codes,

@@ -152,22 +152,33 @@ class Metrics:
         self._requests = self._counter(
             "requests_total", "Finished requests.", "provider", "arm", "component", "model", "operation", "outcome"
         )
-        self._refused = self._counter("refused_requests_total", "Requests refused before a decision.", "code")
+        self._refused = self._counter(
+            "refused_requests_total", "Requests refused before a decision, by error code.", "code"
+        )
         self._duration = self._histogram("request_duration_seconds", "Acceptance to the last byte.")
         self._ttft = self._histogram("time_to_first_token_seconds", "Acceptance to first content; streams only.")
         self._tpot = self._histogram("time_per_output_token_seconds", "Per output token after the first; streams only.")
         self._tokens = self._counter(
             "tokens_total", "Tokens as the back end counts them.", "provider", "component", "model", "type"
         )
-        self._attempts = self._counter("attempts_total", "Tries at a provider.", "provider", "outcome")
-        self._inflight = self._gauge("inflight_requests", "Tries under way.", "provider", merge="livesum")
+        self._attempts = self._counter(
+            "attempts_total", "Tries at a provider, by how they ended.", "provider", "outcome"
+        )
+        self._inflight = self._gauge("inflight_requests", "Tries under way now.", "provider", merge="livesum")
         self._fallbacks = self._counter(
-            "fallbacks_total", "Chains that went on.", "from_provider", "to_provider", "reason"
+            "fallbacks_total",
+            "Times a chain went on; reason: how the try before ended.",
+            "from_provider",
+            "to_provider",
+            "reason",
         )
         self._diverted = self._counter(
-            "diverted_total", "Requests that passed over a refusing provider.", "provider", "reason"
+            "diverted_total",
+            "Requests that passed over a provider that takes nothing: down, breaker-open.",
+            "provider",
+            "reason",
         )
-        self._decisions = self._counter("decisions_total", "Routing decisions.", "reason")
+        self._decisions = self._counter("decisions_total", "Routing decisions, by `x-memos-reason`.", "reason")
 
     def _make_state_metrics(self) -> None:
         self._up = self._gauge("provider_up", "1 if the last probe succeeded.", "provider", "endpoint")

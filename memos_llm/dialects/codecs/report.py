@@ -19,7 +19,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "Ollama `/api/generate` with `raw` or `suffix` to vLLM `/v1/completions`": ollama_request.VERBATIM,
     "Ollama `/api/embed` to vLLM `/v1/embeddings`": embed_to_openai.EMBED,
     "Ollama `/api/embeddings` to vLLM `/v1/embeddings`": embed_to_openai.EMBEDDINGS,
-    "OpenAI chat to Ollama `/api/chat` (the library's calls)": openai_request.CHAT,
+    "OpenAI chat to Ollama `/api/chat` (the library's calls, and where `native_chat` is set)": openai_request.CHAT,
 }
 
 MEANINGS: Mapping[Policy, str] = {
