@@ -45,6 +45,9 @@ def emulate(
     space: Annotated[
         str | None, typer.Option("--space", metavar="NAME", help="Embed as another emulator of that space does.")
     ] = None,
+    embed: Annotated[
+        bool, typer.Option("--embed", help="Be a vLLM with an embedding model, which has no chat route.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Varies answers and the choice of faults.")] = 0,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Print the faults and end.")] = False,
 ) -> int:
@@ -58,6 +61,7 @@ def emulate(
       llmctl emulate ollama --port 11434 --model qwen3:8b
       llmctl emulate vllm --port 8000 --model Qwen/Qwen3-8B --ttft 0.2
       llmctl emulate ollama --release 0.17.4 --load 20
+      llmctl emulate vllm --port 8100 --embed --model Qwen/Qwen3-Embedding-0.6B
       llmctl emulate vllm --fault status:code=500,rate=0.2
       llmctl emulate vllm --list-faults
     """
@@ -67,7 +71,7 @@ def emulate(
         _list(cli, FAULTS[engine.value])
         return failures.DONE
     _check(engine.value, fault or ())
-    options = _options(engine, release, load, space)
+    options = _options(engine, release, load, space, embed)
     try:
         run(
             engine.value,
@@ -86,12 +90,16 @@ def emulate(
     return failures.DONE
 
 
-def _options(engine: Engine, release: str | None, load_s: float | None, space: str | None) -> dict[str, float | str]:
+def _options(
+    engine: Engine, release: str | None, load_s: float | None, space: str | None, embed: bool
+) -> dict[str, float | str]:
     if release is not None and not _RELEASE.fullmatch(release):
         raise failures.usage(f"--release: {release!r} is not a version such as 0.17.4")
     if load_s is not None and engine is not Engine.OLLAMA:
         raise failures.usage("--load: only Ollama loads a model when it is asked for")
-    given = {"load_s": load_s, "space": space}
+    if embed and engine is not Engine.VLLM:
+        raise failures.usage("--embed: an Ollama has both kinds of models; name an embedding model with --model")
+    given = {"load_s": load_s, "space": space, "task": "embed" if embed else None}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from cli_driver import LLMCTL, clean_environment, llmctl, write_config
 
@@ -78,6 +79,14 @@ def test_emulate_serves_the_models_it_was_told_of() -> None:
             assert json.load(answer)["data"][0]["id"] == "org/My-1B"
         code, out = ended(process)
     assert (code, out) == (0, "")
+
+
+def test_emulate_is_an_embedding_server_when_told() -> None:
+    with running("emulate", "vllm", "--port", "0", "--model", "org/Embed", "--embed", "--space", "s") as (_, url):
+        answer = httpx.post(f"{url}/v1/embeddings", json={"model": "org/Embed", "input": "sky"})
+        assert len(answer.json()["data"][0]["embedding"]) > 1
+        assert httpx.post(f"{url}/v1/chat/completions", json={"model": "org/Embed"}).status_code == 404
+    assert llmctl("emulate", "ollama", "--embed").code == 2
 
 
 @pytest.mark.parametrize("command", [["serve"], ["emulate", "ollama"]], ids=" ".join)
