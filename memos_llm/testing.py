@@ -151,5 +151,8 @@ class FakeTransport:
     async def probe(self) -> Sequence[ProbeEnded]:
         return (ProbeEnded(provider=self.name, endpoint=self.endpoint, up=self.refused is None),)
 
+    def retire(self) -> None:
+        return None
+
     async def aclose(self) -> None:
         return None

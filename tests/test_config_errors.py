@@ -5,6 +5,8 @@ import pytest
 from memos_llm.config import parse
 from memos_llm.core.errors import ConfigError
 
+SHA = "ab" * 32  # of some key
+
 BOTH = "ollama: {base_url: 'a:1'}, vllm: {base_url: 'b:1'}"
 KEY = f"{{id: a, sha256: '{'0' * 64}', scopes: [read]}}"
 
@@ -41,6 +43,16 @@ WRONG: list[tuple[str, str]] = [
     ("timeouts: {connect_s: .inf}", "timeouts.connect_s: must be a finite number"),
     ("providers: {ollama: {max_inflight: 0}}", "providers.ollama.max_inflight: must be greater than or equal to 1"),
     ("providers: {ollama: {queue_s: 0}}", "providers.ollama.queue_s: must be greater than 0"),
+    (
+        f"gateway: {{api_keys: [{{id: a, sha256: {SHA}, scopes: [read]}}, {{id: b, sha256: {SHA}, scopes: [admin]}}]}}",
+        "gateway.api_keys.1.sha256: is there twice: one key has one id and one list of scopes",
+    ),
+    (
+        f"gateway: {{api_keys: [{{id: admin-token, sha256: {SHA}, scopes: [read]}}]}}",
+        "gateway.api_keys.0.id: 'admin-token' is no name for a key",
+    ),
+    ("gateway: {allowed_hosts: ['*']}", "gateway.allowed_hosts: must be a host name or an address"),
+    ("gateway: {cors_origins: ['null']}", "gateway.cors_origins.0: must be an origin with its scheme"),
     (
         "models: {nomic-embed-text: {fallbacks: [qwen3]}}",
         "models.nomic-embed-text.fallbacks: an embedding model has none: vectors of two models never mix",

@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return app(arguments, prog_name="llmctl", standalone_mode=False) or failures.DONE
     except KeyboardInterrupt:
         return failures.INTERRUPTED
+    except SystemExit:  # typer's way out when nobody reads on (`| head`); its code would say "a negative verdict"
+        return failures.UNREAD
     except Exception as error:  # a user gets one line that names the fix, whatever went wrong
         if failures.wants_traceback():
             raise

@@ -1,7 +1,10 @@
 """Where a command's verb is done: here on the configuration's store, or by a running gateway. Same answers."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+
+from memos_llm.cli import failures
 
 if TYPE_CHECKING:
     from memos_llm.config import Settings
@@ -67,7 +70,10 @@ class StoreDesk:
         from memos_llm.operate import changes
 
         async with opened_live(self._settings) as live:
-            return await changes.rollback(live, self._settings, order, actor())
+            change = await changes.rollback(live, self._settings, order, actor())
+            if live.store_state.regressed and change.unconfirmed:
+                raise _not_rolled_back(live.store_state.detail, change.unconfirmed)
+            return change
 
     async def rearm(self, order: "RearmOrder") -> "Change":
         from memos_llm.cli.opening import actor, opened_live
@@ -130,3 +136,11 @@ class StoreDesk:
                 return explain(order, flags, runtime.policy(), offers_of(runtime.routes()))
             finally:
                 await runtime.aclose()
+
+
+def _not_rolled_back(fault: str, running: Sequence[str]) -> failures.Failure:
+    """Who holds to his last good flags reads nothing in a regressed store, and no rollback either."""
+    return failures.unreachable(
+        f"NOT rolled back in {', '.join(running)}: {fault}. "
+        "Roll back there at once: `llmctl --gateway http://HOST:8200 rollback`, for each gateway"
+    )

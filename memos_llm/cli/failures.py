@@ -1,6 +1,7 @@
 """Errors as a user meets them: one line that names the fix, and an exit code.
 
 0 done · 1 a negative verdict · 2 usage · 3 refused · 4 a needed service is unreachable · 70 our own fault · 130 Ctrl-C
+141 nobody read the answer to its end
 """
 
 import errno
@@ -21,7 +22,7 @@ from memos_llm.core.errors import (
     Unavailable,
 )
 
-DONE, NEGATIVE, USAGE, REFUSED, UNREACHABLE, FAULT, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
+DONE, NEGATIVE, USAGE, REFUSED, UNREACHABLE, FAULT, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 70, 130, 141
 TRACEBACK = "LLMCTL_TRACEBACK"
 
 EXIT_CODES: dict[type[LLMError], int] = {

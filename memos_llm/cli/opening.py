@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from memos_llm.cli import failures
 from memos_llm.core.commands import Actor
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.events import Bus
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def opened_store(settings: "Settings") -> AsyncIterator[StateStore]:
-    """The configured store, for reading."""
+    """The configured store, for reading.
+
+    Raises:
+        Failure: it is a memory of this process's own, which nobody else sees.
+    """
+    if settings.store_url.startswith("memory:"):
+        raise failures.usage(
+            "store: memory:// is each process's own, and this command's is empty: ask a running gateway with "
+            "--gateway URL, or keep the flags in a file (sqlite:///…)"
+        )
     store = open_store(settings.store_url)
     try:
         yield store

@@ -7,7 +7,7 @@ colours and line drawing motion out when nobody is looking (not a terminal).
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -59,11 +59,20 @@ class Output:
         self._aside.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> RenderableType:
-    """Plain columns, nothing cut off: what is too wide goes on in the next line. `right` names the aligned ones."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> RenderableType:
+    """Plain columns, nothing cut off: what is too wide goes on in the next line.
+
+    Args:
+        right: the columns that are aligned so. whole: the columns that the others make room for, within reason.
+    """
+    rows = list(rows)
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        made.add_column(column, overflow="fold", justify="right" if column in right else "left")
+    for place, column in enumerate(columns):
+        longest = max((len(row[place]) for row in rows), default=0) if column in whole else 0
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, overflow="fold", justify=justify, min_width=min(longest, COLUMNS // 2))
     for row in rows:
         made.add_row(*row)
     return Padding(made, (0, 0, 0, 2), expand=False)

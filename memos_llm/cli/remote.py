@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 TOKEN_VARIABLE = "MEMOS_LLM_ADMIN_TOKEN"
 TOKEN_FILE = "~/.local/state/memos_llm/admin_token"  # where `serve` keeps the one that it makes
+CHECK = "check --gateway or MEMOS_LLM_GATEWAY_URL"
 CONNECT_S, ANSWER_S = 3.0, 25.0  # a rearm probes for 3 s and waits for followers for 10 s
 
 
@@ -83,7 +84,7 @@ class GatewayDesk:
         except httpx.HTTPError as error:
             raise failures.unreachable(
                 f"the gateway {self.url} does not answer ({type(error).__name__}): "
-                "is `llmctl serve` running there? check --gateway or MEMOS_LLM_GATEWAY_URL"
+                f"is `llmctl serve` running there? {CHECK}"
             ) from None
         if answer.status_code != 200:
             raise self._failure(answer)
@@ -97,6 +98,8 @@ class GatewayDesk:
     def _failure(self, answer: httpx.Response) -> failures.Failure:
         """The gateway's error with the exit code that it would have here."""
         message, name = _problem(answer)
+        if not message:
+            return failures.unreachable(f"{self.url} answers {answer.status_code}, and not as a gateway does: {CHECK}")
         if answer.status_code in (401, 403):
             where = "given by " + TOKEN_VARIABLE if self._from_variable else f"read from {TOKEN_FILE}"
             had = f"the token was {where}" if self._token else "there was no token to send"
@@ -131,13 +134,13 @@ def _token(environ: Mapping[str, str]) -> str:
 
 
 def _problem(answer: httpx.Response) -> tuple[str, str]:
-    """Message and name; what stands in between may answer in another form."""
+    """Message and name; no message where something else answers, be it in between or instead."""
     try:
         found = answer.json()["error"]
     except (ValueError, KeyError, TypeError):
-        return f"the gateway answers {answer.status_code}", "HTTP_ERROR"
+        return "", "HTTP_ERROR"
     if isinstance(found, dict):
-        return str(found.get("message", answer.status_code)), str(found.get("name", "HTTP_ERROR"))
+        return str(found.get("message", "")), str(found.get("name", "HTTP_ERROR"))
     return str(found), "HTTP_ERROR"
 
 

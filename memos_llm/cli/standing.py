@@ -25,7 +25,7 @@ def view(now: Status) -> Iterator[RenderableType]:
     yield from _latches(now)
     yield from _embeddings(now)
     yield heading("providers")
-    yield table(("name", "endpoint", "state", "models"), _endpoint_rows(now))
+    yield table(("name", "endpoint", "state", "models"), _endpoint_rows(now), whole=("endpoint",))
     yield from _followers(now)
 
 
@@ -44,12 +44,26 @@ def _split(now: Status) -> Iterator[RenderableType]:
         return
     rows = [_split_row(name, now, now.candidate) for name in now.shares]
     yield table(("scope", f"{now.candidate} {FULL} / {now.baseline} {EMPTY}", "", "why"), rows)
+    yield from _unserved(now, now.candidate)
     stored = now.shares.get(EVERYTHING, {}).get(now.candidate)
     latched = any(latch.scope == EVERYTHING for latch in now.latched)
     if stored is not None and stored != now.configured_share and not latched:
         filed = percent(now.configured_share)
         yield f"  the file's routing.share is {filed}, the store's {percent(stored)} is in force"
         yield "  (the file's seeds a new store only)"
+
+
+def _unserved(now: Status, candidate: str) -> Iterator[str]:
+    """The bars show what is wanted; a candidate that cannot be reached gets none of it."""
+    shares = [share.get(candidate, 0.0) for share in now.shares.values()]
+    provider = now.providers.get(candidate)
+    ends = provider.endpoints if provider else ()
+    if any(shares) and ends and not any(_takes(one) for one in ends):
+        yield f"  ! {candidate} can be sent nothing now, see below: the fallback answers for it"
+
+
+def _takes(one: EndpointState) -> bool:
+    return one.up is not False and one.breaker != "open"
 
 
 def _split_row(name: str, now: Status, candidate: str) -> tuple[str, str, str, str]:
@@ -109,7 +123,7 @@ def _state(one: EndpointState) -> str:
         said = f"DOWN: {one.detail}"
     else:
         said = f"up {one.version}".rstrip()
-    if one.latency_ms is not None:
+    if one.up and one.latency_ms is not None:
         said += f", {one.latency_ms:.0f} ms"
     return said + (f", breaker {one.breaker.upper()}" if one.breaker not in (None, "closed") else "")
 

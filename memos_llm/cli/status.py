@@ -50,6 +50,7 @@ def status(
 async def _watch(cli: Cli) -> None:
     """A store or gateway that does not answer is said on the screen, and asked again."""
     import asyncio
+    from datetime import datetime
 
     from rich.console import Group
     from rich.live import Live
@@ -60,7 +61,8 @@ async def _watch(cli: Cli) -> None:
     with Live(console=cli.out.console, auto_refresh=False) as screen:
         while True:
             try:
-                shown = Group(*view(await desk.status()))
+                now = await desk.status()
+                shown = Group(f"at {datetime.fromtimestamp(now.at):%H:%M:%S} (Ctrl-C ends)", *view(now))
             except (failures.Failure, LLMError) as error:
                 shown = Group(f"cannot look: {error.message}")
             screen.update(shown, refresh=True)

@@ -150,12 +150,20 @@ def _models(root: schema.Root) -> Problems:
             yield ("models", model, "fallbacks"), "an embedding model has none: vectors of two models never mix"
 
 
+RESERVED_IDS = frozenset({"anonymous", "admin-token"})  # whom the history names where no key was given
+
+
 def _key_ids(root: schema.Root) -> Problems:
     seen: set[str] = set()
     for index, entry in enumerate(root.gateway.api_keys):
+        key = ("gateway", "api_keys", str(index))
         if entry.id in seen:
-            yield ("gateway", "api_keys", str(index), "id"), f"{entry.id!r} is there twice"
-        seen.add(entry.id)
+            yield (*key, "id"), f"{entry.id!r} is there twice"
+        if entry.id in RESERVED_IDS or not entry.id.isprintable():
+            yield (*key, "id"), f"{entry.id!r} is no name for a key: the history must tell it from our own"
+        if entry.sha256 in seen:
+            yield (*key, "sha256"), "is there twice: one key has one id and one list of scopes"
+        seen |= {entry.id, entry.sha256}
 
 
 CHECKS = (

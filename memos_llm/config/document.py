@@ -96,6 +96,9 @@ def read_yaml(data: bytes, name: str) -> Document:
     return document
 
 
+_NAMED = re.compile(r"(?<=alias) '.*'", re.DOTALL)  # a secret that begins with * is one for YAML
+
+
 def _parse(text: str, document: Document) -> Any:
     try:
         return YAML(typ="rt").load(text)
@@ -105,7 +108,8 @@ def _parse(text: str, document: Document) -> Any:
         raise ConfigError(f"{_place(error, document)}: {message}") from None
     except MarkedYAMLError as error:
         hint = f"; {QUOTE_IT}" if _unquoted_variable(error, document.lines) else ""
-        raise ConfigError(f"{_place(error, document)}: not valid YAML: {error.problem}{hint}") from None
+        problem = _NAMED.sub("", error.problem or "")
+        raise ConfigError(f"{_place(error, document)}: not valid YAML: {problem}{hint}") from None
     except YAMLError as error:
         raise ConfigError(f"{document.name}: not valid YAML ({type(error).__name__})") from None
 

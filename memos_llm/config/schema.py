@@ -71,6 +71,14 @@ def _webhook(value: Any) -> Any:
 def _origin(value: str) -> str:
     if "*" in value.split("://")[-1].split(":")[0]:
         raise ValueError("must name each origin: a wildcard would let any web page use this gateway")
+    if "://" not in value:
+        raise ValueError("must be an origin with its scheme, such as https://app.example.org")
+    return value
+
+
+def _host(value: str) -> str:
+    if "*" in value or "/" in value:
+        raise ValueError("must be a host name or an address, such as gpu-box or 192.168.1.5")
     return value
 
 
@@ -90,6 +98,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Store = Annotated[SecretStr, BeforeValidator(_store), PlainSerializer(_masked_store)]
 WebhookAddress = Annotated[SecretStr, BeforeValidator(_webhook), PlainSerializer(_masked_address)]
 Origin = Annotated[str, AfterValidator(_origin)]
+Hosts = Annotated[Names, AfterValidator(lambda hosts: tuple(_host(host) for host in hosts))]
 Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 
 
@@ -240,7 +249,7 @@ class Gateway(Section):
     api_keys: tuple[ApiKey, ...] = Field(
         default=(), description="who may call; `llmctl keys new`; empty: anyone on this machine"
     )
-    allowed_hosts: Names = Field(
+    allowed_hosts: Hosts = Field(
         default=(), description="Host names accepted, no others; empty: local ones, with api_keys any"
     )
     cors_origins: tuple[Origin, ...] = Field(

@@ -20,11 +20,8 @@ from memos_llm.core.policy import (
     ProviderSpec,
     Timeouts,
 )
+from memos_llm.dialects.codecs.repairs import BY_KIND
 
-KIND_REPAIRS = {  # what each kind needs of `dialects.codecs.repairs`, and which of `dialects.codecs.silence` it keeps
-    "ollama": frozenset({"max_completion_tokens", "prompt", "ollama"}),
-    "vllm": frozenset({"max_tokens", "truncate_prompt_tokens", "dimensions", "encoding_format", "vllm"}),
-}
 KIND_TIMEOUTS: dict[str, dict[str, float]] = {"vllm": {"ttft_s": 15.0}}  # Ollama has none: its loads take minutes
 
 
@@ -160,4 +157,4 @@ def _names(model: Model) -> tuple[str, ...]:
 
 
 def _repairs(entry: schema.Provider) -> frozenset[str]:
-    return KIND_REPAIRS.get(entry.kind, frozenset())
+    return BY_KIND.get(entry.kind, frozenset())

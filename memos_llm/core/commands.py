@@ -100,7 +100,22 @@ class Shift(Struct, frozen=True, kw_only=True):
         grown = current.epoch + (before != self.share_ppm)
         anew = self.new_index and self.share_ppm > 0
         scopes[self.scope] = replace(current, share_ppm=self.share_ppm, epoch=grown, new_index=anew)
-        return _next(flags, scopes)
+        after = _next(flags, scopes)
+        return self._take(after) if self.share_ppm else after
+
+    def _take(self, after: Flags) -> Flags:
+        """From now on the shares are this provider's, all of them.
+
+        Raises:
+            Refused: one that stays as it was is another's.
+        """
+        others = [name for name in after.given() if name != self.scope]
+        if others and after.candidate not in ("", self.provider):
+            raise Refused(
+                f"the share of {', '.join(others)} is {after.candidate}'s: "
+                f"take it back before {self.provider} is given any"
+            )
+        return replace(after, candidate=self.provider)
 
     def dropped(self, flags: Flags) -> tuple[str, ...]:
         """The components whose own share this shift of `*` takes away."""

@@ -37,6 +37,7 @@ class Offer(Struct, frozen=True):
             diverted from; it keeps the arm.
         context_tokens: the model's context length there, None when not known.
         quirks: what its release needs otherwise.
+        listed: whether its servers, as far as they told, have the model.
     """
 
     wires: frozenset[Wire]
@@ -44,6 +45,7 @@ class Offer(Struct, frozen=True):
     refused: str | None = None
     context_tokens: int | None = None
     quirks: Quirk = Quirk.NONE
+    listed: bool = True
 
 
 class Diversion(Struct, frozen=True):

@@ -71,6 +71,8 @@ class Flags(Struct, frozen=True, kw_only=True):
         installation: random id of the store; another one means another (or a recreated) store.
         salt: random per installation (hex); unchanged by share, step, plan or retry, so keys keep their slots.
         scopes: always holds `*`.
+        candidate: the provider that the shares were set for; empty while none was. What is one provider's never
+            becomes another's because a configuration says so.
         verified: logical embedding model → the proof that its vectors are the same on both sides.
     """
 
@@ -79,6 +81,7 @@ class Flags(Struct, frozen=True, kw_only=True):
     revision: int
     salt: str
     scopes: Mapping[str, Scope]
+    candidate: str = ""
     verified: Mapping[str, Verification] = {}
 
     def scope(self, name: str) -> Scope:
@@ -92,6 +95,10 @@ class Flags(Struct, frozen=True, kw_only=True):
         """The proof that a logical model's vectors are the same under these two names of it."""
         proof = self.verified.get(model)
         return proof if proof and (proof.baseline, proof.candidate) == (baseline, candidate) else None
+
+    def given(self) -> dict[str, int]:
+        """Every scope whose own share is above 0, and that share."""
+        return {name: scope.share_ppm for name, scope in self.scopes.items() if scope.share_ppm}
 
     def effective(self, component: str) -> tuple[str, Scope]:
         """The scope that speaks for a component, and what it says; a latch makes the share 0."""
@@ -108,9 +115,10 @@ class Flags(Struct, frozen=True, kw_only=True):
         return GLOBAL, everything
 
 
-def fresh(installation: str, salt: str, share_ppm: int = 0) -> Flags:
+def fresh(installation: str, salt: str, share_ppm: int = 0, candidate: str = "") -> Flags:
     """The first document of a new store."""
-    return Flags(installation=installation, revision=1, salt=salt, scopes={GLOBAL: Scope(share_ppm=share_ppm)})
+    scopes = {GLOBAL: Scope(share_ppm=share_ppm)}
+    return Flags(installation=installation, revision=1, salt=salt, scopes=scopes, candidate=candidate)
 
 
 def parse_share(text: str) -> int:

@@ -98,12 +98,14 @@ class Transport(Protocol):
         not busier than the others (its prefix cache knows the conversation).
 
         Raises:
-            AttemptFailed: `saturated` when every endpoint's breaker is open and takes no trial.
+            AttemptFailed: `saturated` when every endpoint's breaker is open and takes no trial; `config` when none has
+                the model.
         """
         ...
 
     async def open(self, request: WireRequest) -> Reply:
-        """Send to `request.endpoint`. Returns once a 2xx status is there.
+        """Send to `request.endpoint` (to another, if that was picked before anything was known of either: the reply
+        says). Returns once a 2xx status is there, or any status for a passage.
 
         Raises:
             AttemptFailed: anything else, already classified (`core.outcome`).
@@ -121,6 +123,10 @@ class Transport(Protocol):
 
     async def probe(self) -> Sequence[ProbeEnded]:
         """Ask every endpoint how it is; never raises. What it learns shows in `offer`."""
+        ...
+
+    def retire(self) -> None:
+        """No new call will come: those in flight end, and nothing is told of its endpoints any more."""
         ...
 
     async def aclose(self) -> None: ...
@@ -195,7 +201,8 @@ class Codec(Protocol):
         target offers now: its context length and its release's quirks.
 
         Raises:
-            AttemptFailed: `client`, when the caller's body cannot be understood.
+            AttemptFailed: `client`, when the caller's body cannot be understood; `incompatible`, when this target
+                cannot do what it asks for.
         """
         ...
 

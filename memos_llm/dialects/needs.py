@@ -1,5 +1,6 @@
 """What a request needs that not every target can give, told from its head with as little decoding as possible."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ MAX_STOPS = 4  # vLLM since 0.28
 T = TypeVar("T")
 
 _EMPTY = frozenset({b"null", b'""', b"[]", b"false", b"{}", b"0"})
+_BLANK = re.compile(rb"\[\s*\]|\{\s*\}")
 
 
 class _Flags(Struct):
@@ -83,7 +85,10 @@ _GENERATE = {
 
 
 def _given(head: Mapping[str, Raw], key: str) -> bool:
-    return key in head and bytes(head[key]) not in _EMPTY
+    if key not in head:
+        return False
+    value = bytes(head[key])
+    return value not in _EMPTY and _BLANK.fullmatch(value) is None
 
 
 def _decoded(head: Mapping[str, Raw], key: str, kind: type[T]) -> T | None:

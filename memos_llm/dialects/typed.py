@@ -1,6 +1,6 @@
 """The library's view of `openai.chat`: a request's body from Python values, Python values from an answer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -35,16 +35,23 @@ FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 """The types of a `response_format`; a mapping of any other is a JSON schema."""
 
 
-def check_names(options: Iterable[str], known: Iterable[str]) -> None:
-    """Raises:
-    TypeError: an option is none of the known ones; the message names it and the nearest, as Python would.
+EXTRA = " What only one back end knows goes into extra={…}"
+
+
+def check_names(
+    options: Iterable[str], known: Collection[str], named: Sequence[str] = ("max_tokens", "temperature")
+) -> None:
+    """`named` are what such a call takes by name, for the message.
+
+    Raises:
+        TypeError: an option is none of the known ones; the message names it and the nearest, as Python would.
     """
-    choices = [*known, "max_tokens", "temperature"]
     for name in options:
-        if name not in choices:
+        if name not in known:
+            choices = [*known, *named]
             near = get_close_matches(name, choices, n=1)
             meant = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(sorted(choices))}"
-            raise TypeError(f"{name}: is no option; {meant} What only one back end knows goes into extra={{…}}")
+            raise TypeError(f"{name}: is no option; {meant}{EXTRA if 'extra' in known else ''}")
 
 
 def chat_body(
@@ -61,8 +68,10 @@ def chat_body(
     A `response_format` that is a bare JSON schema is wrapped as the API wants it.
 
     Raises:
-        TypeError: a value is none of JSON's; the message names the argument and repeats nothing of it.
+        TypeError: messages that are none, or a value is none of JSON's; the message names the argument and repeats
+            nothing of it.
     """
+    check_messages(messages)
     named: dict[str, Any] = {
         "model": model,
         "messages": messages,
@@ -81,6 +90,21 @@ def chat_body(
         return _encode(body | dict(extra), enc_hook=_plain)
     except UNWRITABLE:
         raise _blame(body | {"extra": extra}) from None
+
+
+def check_messages(messages: object) -> None:
+    """Raises:
+    TypeError: no sequence of mappings, or a prompt that is None: a back end would answer it all the same.
+    """
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages: a list of messages is wanted, not {type(messages).__name__}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TypeError(
+                f"messages: number {index} is {type(message).__name__}, not a mapping with role and content"
+            )
+        if message.get("role") == "user" and message.get("content") is None:
+            raise TypeError(f"messages: number {index} is the user's and has no content")
 
 
 def response_format(value: object) -> object:

@@ -143,7 +143,8 @@ class CompletionShape:
 
     def _whole(self, text: str, finish: str | None, used: Mapping[str, int]) -> bytes:
         body = self._body([{"text": text, "index": 0, "finish_reason": finish}])
-        return golang.dumps({**body, "usage": used}) + b"\n"
+        choices = body.pop("choices")  # a chunk has them before the model, a whole answer after it
+        return golang.dumps({**body, "choices": choices, "usage": used}) + b"\n"
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

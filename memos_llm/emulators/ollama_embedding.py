@@ -41,8 +41,9 @@ _V1: Mapping[str, golang.Field] = {
     "encoding_format": ("string", "string"),
     "dimensions": ("int", "int"),
 }
-_ENDS = 2  # the tokenizer's start and end, which every text has
+_ENDS = 2  # the start and end that an embedding model's tokenizer adds; a chat model's adds none
 _TOO_LONG = "the input length exceeds the context length"
+_NO_INPUT = "Failed to create new sequence: no input provided"
 _LEGACY_LENGTH = 8.0  # the legacy route gives the runner's raw vector, whatever its length
 
 
@@ -104,7 +105,8 @@ async def _run(server: Ollama, exchange: Exchange, read: Reader, write: Writer, 
         model, options, keep_alive_s=wanted.keep_alive_s, cold_s=cold.seconds if cold else None
     ) as runner:
         loaded = time.monotonic_ns()
-        texts = [_fitted(text, runner.num_ctx, wanted) for text in wanted.texts]
+        ends = _ENDS if "embedding" in model.capabilities else 0
+        texts = [_fitted(text, runner.num_ctx, ends, wanted) for text in wanted.texts]
         fault = server.faults.take("answer")
         if texts:
             await _compute(server, runner, wanted)
@@ -112,7 +114,7 @@ async def _run(server: Ollama, exchange: Exchange, read: Reader, write: Writer, 
             runner.crashed = fault.name == "runner_crash"
             raise Refusal(wanted.failure, server.crash_text)
     made = [_vector(server, model, text, wanted.dimensions) for text in texts]
-    count = sum(len(answers.tokens(text)) + _ENDS for text in texts)
+    count = sum(len(answers.tokens(text)) + ends for text in texts)
     done = Embedded(wanted, made, count, max(1, time.monotonic_ns() - started), max(1, loaded - started))
     await reply_whole(exchange, write(done), headers, fault, chunk_above=CHUNK_ABOVE)
 
@@ -124,14 +126,16 @@ async def _compute(server: Ollama, runner: Runner, wanted: Wanted) -> None:
         raise Refusal(wanted.failure, server.crash_text)
 
 
-def _fitted(text: str, num_ctx: int, wanted: Wanted) -> str:
+def _fitted(text: str, num_ctx: int, ends: int, wanted: Wanted) -> str:
+    """What the runner embeds: a cut leaves room for both ends, whether the model has them or not (measured)."""
     pieces = answers.tokens(text)
-    room = max(num_ctx - _ENDS, 0)
-    if len(pieces) <= room:
+    if not len(pieces) + ends:
+        raise Refusal(500, _NO_INPUT)
+    if len(pieces) + ends <= num_ctx:
         return text
     if not wanted.truncate:
         raise Refusal(wanted.too_long, _TOO_LONG)
-    return "".join(pieces[:room])
+    return "".join(pieces[: max(num_ctx - _ENDS, 0)])
 
 
 def _vector(server: Ollama, model: OllamaModel, text: str, dimensions: int | None) -> list[float]:

@@ -13,7 +13,7 @@ from memos_llm.emulators import golang, ollama_requests
 from memos_llm.emulators.ollama_answering import infer
 from memos_llm.emulators.ollama_generation import Generation, Record
 from memos_llm.emulators.ollama_requests import Asked, Refusal
-from memos_llm.emulators.ollama_server import JSON_BARE, SSE, Ollama
+from memos_llm.emulators.ollama_server import JSON_BARE, SSE_UNCACHED, Ollama
 from memos_llm.emulators.wire import Exchange, Headers
 
 _FIELDS: Mapping[str, golang.Field] = {
@@ -163,7 +163,7 @@ def _image(source: Any) -> str:
 class MessagesShape:
     """A message made of native records. message_id: its id."""
 
-    stream_headers: Headers = SSE
+    stream_headers: Headers = SSE_UNCACHED
     broken = b'event: content_block_delta\ndata: {"type":\n\n'
 
     def __init__(self, asked: Asked, message_id: str) -> None:
@@ -175,7 +175,7 @@ class MessagesShape:
     @property
     def whole_headers(self) -> Headers:
         """A load is answered as a stream where a stream was asked for."""
-        return SSE if self._asked.stream else JSON_BARE
+        return SSE_UNCACHED if self._asked.stream else JSON_BARE
 
     def loaded(self, reason: str) -> bytes:
         """The answer to messages that say nothing."""

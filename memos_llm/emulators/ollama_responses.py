@@ -15,7 +15,7 @@ from memos_llm.emulators import golang, ollama_requests
 from memos_llm.emulators.ollama_answering import infer
 from memos_llm.emulators.ollama_generation import Generation, Record
 from memos_llm.emulators.ollama_requests import Asked, Refusal
-from memos_llm.emulators.ollama_server import JSON_BARE, SSE, Ollama
+from memos_llm.emulators.ollama_server import JSON_BARE, SSE_UNCACHED, Ollama
 from memos_llm.emulators.ollama_v1 import data_url_image, openai_call
 from memos_llm.emulators.wire import Exchange, Headers
 
@@ -176,7 +176,7 @@ def _content(content: Any, index: int) -> tuple[str, list[str]]:
 class ResponsesShape:
     """A response made of native records. given: the request. number: of the ids."""
 
-    stream_headers: Headers = SSE
+    stream_headers: Headers = SSE_UNCACHED
     broken = b'event: response.output_text.delta\ndata: {"type":\n\n'
 
     def __init__(self, asked: Asked, given: Given, number: int) -> None:
@@ -190,7 +190,7 @@ class ResponsesShape:
     @property
     def whole_headers(self) -> Headers:
         """A load is answered as a stream where a stream was asked for."""
-        return SSE if self._asked.stream else JSON_BARE
+        return SSE_UNCACHED if self._asked.stream else JSON_BARE
 
     def loaded(self, reason: str) -> bytes:
         """The answer to an empty input."""

@@ -21,6 +21,7 @@ JSON = (("content-type", "application/json; charset=utf-8"),)
 JSON_BARE = (("content-type", "application/json"),)
 NDJSON = (("content-type", "application/x-ndjson"),)
 SSE = (("content-type", "text/event-stream"),)
+SSE_UNCACHED = (*SSE, ("cache-control", "no-cache"), ("connection", "keep-alive"))  # of the two younger dialects
 TEXT = (("content-type", "text/plain"),)
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 CRASH = "an error was encountered while running the model: unexpected EOF"

@@ -106,7 +106,7 @@ def check_completion_of_model(given: dict[str, Any], limits: Limits) -> None:
     Raises:
         Rejection: 400.
     """
-    if given.get("suffix"):
+    if given.get("suffix") is not None:  # an empty one too (measured)
         raise plain_error("suffix is not currently supported")
     if isinstance(given["prompt"], list) and any(item in ("", []) for item in given["prompt"]):
         raise plain_error("The decoder prompt cannot be empty")

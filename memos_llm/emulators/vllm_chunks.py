@@ -198,9 +198,14 @@ def completion(frame: Frame, choices: list[dict[str, Any]], counts: dict[str, An
 
 
 def text_object(
-    frame: Frame, choices: list[dict[str, Any]], counts: dict[str, Any] | None, *, whole: bool
+    frame: Frame,
+    choices: list[dict[str, Any]],
+    counts: dict[str, Any] | None,
+    *,
+    whole: bool,
+    fingerprint: bool = False,
 ) -> dict[str, Any]:
-    """A text completion, whole or one chunk of it."""
+    """A text completion, whole or one chunk of it; which chunks have the fingerprint is as in `finish_chunk`."""
     body: dict[str, Any] = {
         "id": frame.id,
         "object": "text_completion",
@@ -210,12 +215,16 @@ def text_object(
     }
     if whole:
         body |= {"service_tier": None, "system_fingerprint": frame.fingerprint}
-    if counts is not None or not whole:
+    if counts is not None:
         body["usage"] = counts
-    return body | ({"kv_transfer_params": None} if whole else {})
+    if not whole:
+        return body | ({"system_fingerprint": frame.fingerprint} if fingerprint else {})
+    more = {"ec_transfer_params": None, "metrics": None} if frame.release.has("text nulls of 0.32") else {}
+    return body | {"kv_transfer_params": None} | more
 
 
 def text_choice(
+    frame: Frame,
     index: int,
     text: str,
     reason: str | None,
@@ -231,9 +240,11 @@ def text_choice(
         "logprobs": shown,
         "finish_reason": reason,
         "stop_reason": stop_reason,
-        "token_ids": None,
     }
-    return choice | ({"prompt_logprobs": None, "prompt_token_ids": None} if whole else {"prompt_token_ids": None})
+    if not whole:
+        return choice | {"prompt_token_ids": None, "token_ids": None}
+    more = {"routed_experts": None} if frame.release.has("text nulls of 0.32") else {}
+    return choice | {"token_ids": None, "prompt_logprobs": None, "prompt_token_ids": None} | more
 
 
 def logprobs(pieces: Sequence[str], top: int) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class TextFormat(_Plain):
         if not job.option("include_usage") or job.fault_name == "no_usage":
             return [*finished, DONE]
         counts = vllm_chunks.usage(job.frame, job.completion_tokens, 0, whole=False)
-        return [*finished, event(vllm_chunks.text_object(job.frame, [], counts, whole=False)), DONE]
+        last = vllm_chunks.text_object(job.frame, [], counts, whole=False, fingerprint=True)
+        return [*finished, event(last), DONE]
 
     def whole(self, job: Job) -> dict[str, Any]:
         return vllm_chunks.text_object(
@@ -129,15 +130,17 @@ class TextFormat(_Plain):
         self._sent_chars[index] += len(text)
         shown = _text_logprobs(job, tokens, len(tokens) if prompt else 0, offset) if tokens else None
         stop = job.answers[index].matched_stop if reason else None
-        choice = vllm_chunks.text_choice(index, text, reason, stop, shown, whole=False)
-        return vllm_chunks.text_object(job.frame, [choice], None, whole=False)
+        choice = vllm_chunks.text_choice(job.frame, index, text, reason, stop, shown, whole=False)
+        marked = reason is not None and not job.option("include_usage")
+        return vllm_chunks.text_object(job.frame, [choice], None, whole=False, fingerprint=marked)
 
     def _choice(self, job: Job, index: int) -> dict[str, Any]:
         answer, prompt = job.answers[index], job.prompt(index)
         tokens = [*prompt.echoed, *(() if only_echo(job) else generated(answer))]
         shown = _text_logprobs(job, tokens, len(prompt.echoed))
         text = prompt.echo + "".join(self._tokens(job, index))
-        return vllm_chunks.text_choice(index, text, job.finish_reason(index), answer.matched_stop, shown, whole=True)
+        reason = job.finish_reason(index)
+        return vllm_chunks.text_choice(job.frame, index, text, reason, answer.matched_stop, shown, whole=True)
 
 
 def only_echo(job: Job) -> bool:

@@ -68,7 +68,7 @@ def number(value: Any) -> float:
         Unfit: it is none.
     """
     if isinstance(value, str):
-        return _number_of_text(value.strip())
+        return _number_of_text(value)
     if not isinstance(value, int | float):
         raise Unfit("float_type", "Input should be a valid number")
     try:
@@ -77,8 +77,10 @@ def number(value: Any) -> float:
         raise Unfit("float_type", "Input should be a valid number") from reason
 
 
-def _number_of_text(text: str) -> float:
-    grouped = text.startswith("_") or text.endswith("_") or "__" in text
+def _number_of_text(given: str) -> float:
+    """Blanks around it are nothing, and digits may be grouped; pydantic takes one or the other."""
+    text = given.strip()
+    grouped = text.startswith("_") or text.endswith("_") or "__" in text or ("_" in text and text != given)
     try:
         if not grouped and text.isascii():
             return float(text.replace("_", ""))

@@ -43,6 +43,7 @@ SWITCHES: Mapping[str, Sequence[Span]] = {
     "says reasoning": [Span("0.12")],
     "says reasoning_content": [Span(until="0.16")],
     "nulls of 0.33": [Span("0.33")],
+    "text nulls of 0.32": [Span("0.32")],
     # metrics
     "engine label": [Span("0.9")],
     "gpu_ metrics": [Span(until="0.11")],

@@ -83,7 +83,7 @@ class _Admin:
         self._runtime = runtime
         self._board = Board(lambda: runtime.settings.provider_specs())
         runtime.bus.subscribe("admin.board", self._board.on_event, *Board.KINDS)
-        self._feed = Feed(runtime.bus, draining)
+        self._feed = Feed(runtime.bus, draining, keys=lambda: runtime.settings.gateway.api_keys)
         self._verbs = {(verb.operation.method, verb.operation.path): verb for verb in self._table()}
         self._openapi = msgspec.json.encode(document(PREFIX, [verb.operation for verb in self._verbs.values()]))
 

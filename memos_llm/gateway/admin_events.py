@@ -1,7 +1,8 @@
 """What happens, to whoever listens: facts from the bus as server-sent events.
 
 Each client has a bounded queue; one that is too slow for it is dropped, which is counted as an internal error of the
-part `admin.events`. No event carries a prompt, a key or a back end's words.
+part `admin.events`. When the keys change every stream ends: who still may listen asks again. No event carries a prompt,
+a key or a back end's words.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ PART = "admin.events"
 QUEUE = 256
 MOST = 64  # clients at a time
 HEARTBEAT_S = 15.0
-LOOK_S = 0.5  # how soon a stream notices that the server ends
+LOOK_S = 0.5  # how soon a stream notices that it is over
 
 _fields = msgspec.to_builtins
 
@@ -48,8 +49,16 @@ SHOWN: Mapping[type[Event], tuple[str, Callable[[Any], object]]] = {
 class Feed:
     """All clients. Subscribes itself to the bus; costs nothing while nobody listens, but for the last probes."""
 
-    def __init__(self, bus: Bus, draining: Callable[[], bool], *, queue: int = QUEUE) -> None:
-        self._bus, self._draining, self._queue = bus, draining, queue
+    def __init__(
+        self,
+        bus: Bus,
+        draining: Callable[[], bool],
+        *,
+        keys: Callable[[], object] = lambda: None,
+        queue: int = QUEUE,
+    ) -> None:
+        """`keys`: those in force, whatever they are; another value ends the streams of before."""
+        self._bus, self._draining, self._keys, self._queue = bus, draining, keys, queue
         self._clients: set[Client] = set()
         self._probes: dict[tuple[str, str], tuple[object, ...]] = {}
         bus.subscribe(PART, self.on_event, *SHOWN)
@@ -62,7 +71,8 @@ class Feed:
         """
         if len(self._clients) >= MOST:
             raise Overloaded(f"{MOST} listen to the events already")
-        return Client(self._clients, self._draining, self._queue)
+        keys = self._keys()
+        return Client(self._clients, lambda: self._draining() or self._keys() != keys, self._queue)
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, ProbeEnded) and not self._is_news(event):
@@ -87,8 +97,8 @@ class Feed:
 class Client:
     """One listener, from its first line to its last: one who leaves before that is never there."""
 
-    def __init__(self, clients: "set[Client]", draining: Callable[[], bool], queue: int) -> None:
-        self._clients, self._draining = clients, draining
+    def __init__(self, clients: "set[Client]", over: Callable[[], bool], queue: int) -> None:
+        self._clients, self._over = clients, over
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(queue)
         self._dropped = False
 
@@ -107,12 +117,12 @@ class Client:
         return not self._dropped
 
     async def lines(self) -> AsyncGenerator[bytes, None]:
-        """Events and, when there are none, heartbeats; ends when the server does or the client was dropped."""
+        """Events and, when there are none, heartbeats; ends when it is over or the client was dropped."""
         quiet_s = 0.0
         self._clients.add(self)
         try:
             yield b": listening\n\n"
-            while not self._draining() and not self._dropped:
+            while not self._over() and not self._dropped:
                 try:
                     async with asyncio.timeout(LOOK_S):
                         line = await self._queue.get()

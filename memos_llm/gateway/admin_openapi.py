@@ -16,6 +16,7 @@ _ERRORS = {
     "403": "the token lacks the scope",
     "409": "refused: latched, unverified, conflict, …; nothing was changed",
     "503": "the store is unreachable; nothing was changed",
+    "default": "anything else that went wrong: the status tells what kind",
 }
 
 

@@ -20,7 +20,7 @@ from memos_llm.gateway import calls, gpu, pull
 from memos_llm.gateway.asgi import ClientLeft, Receive, Scope, Send, respond
 from memos_llm.gateway.auth import Doorkeeper
 from memos_llm.gateway.dialogue import Dialogue
-from memos_llm.gateway.entry import admit, check_head, is_preflight, preflight_headers, with_cors
+from memos_llm.gateway.entry import admit, check_head, check_single, preflight_headers, with_cors
 from memos_llm.gateway.errors import as_http, error_headers, refusal, refuse, tell, voice_of
 from memos_llm.gateway.health import UNHEALTHY, HealthBoard
 from memos_llm.gateway.inference import WIRES, Arrival, Inference, body_of
@@ -84,16 +84,18 @@ class App:
         method = scope["method"]
         try:
             place = locate(raw_path)
-            if is_preflight(method, headers):
-                check_head(place.path, headers, rules)
-                await _allow(send, headers)
-                return
+            if len(headers) != len(scope["headers"]):
+                check_single(scope["headers"])
+            check_head(place.path, headers, rules)
+            if b"origin" in headers:
+                send = with_cors(send, headers[b"origin"])
+                if method == "OPTIONS":
+                    await _allow(send, headers)
+                    return
             principal = admit(method, place.path, headers, rules, self._doorkeeper)
         except LLMError as error:
             await refuse(send, self._bus, raw_path, error, calls.request_id(headers))
             return
-        if b"origin" in headers:
-            send = with_cors(send, headers[b"origin"])
         leave(scope, principal)
         await self._route(Arrival(scope, receive, send, headers, place, principal, rules))
 
@@ -169,9 +171,8 @@ def _is_model(method: str, path: str) -> bool:
 
 
 async def _allow(send: Send, headers: Mapping[bytes, bytes]) -> None:
-    await with_cors(send, headers[b"origin"])(
-        {"type": "http.response.start", "status": 204, "headers": preflight_headers(headers)}
-    )
+    """A browser asks whether it may; it gives no key."""
+    await send({"type": "http.response.start", "status": 204, "headers": preflight_headers(headers)})
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -212,6 +213,10 @@ async def _nothing_here(request: Request, error: Exception) -> Response:
     return _error(request, NotFound(f"nothing is served at {request.url.path}"))
 
 
+async def _not_taken(request: Request, error: Exception) -> Response:
+    return _error(request, MethodNotAllowed(f"{request.url.path} does not take {request.method}"))
+
+
 class Own:
     """The routes off the hot path. `more` are further ones (the admin API)."""
 
@@ -234,7 +239,9 @@ class Own:
             "/metrics": self.metrics,
         }
         routes: list[BaseRoute] = [Route(path, handler) for path, handler in handlers.items()]
-        return Starlette(routes=[*routes, *self._more], exception_handlers={404: _nothing_here})
+        application = Starlette(routes=[*routes, *self._more], exception_handlers={404: _nothing_here, 405: _not_taken})
+        application.router.redirect_slashes = False  # to an address made of the caller's own Host
+        return application
 
     async def root(self, request: Request) -> Response:
         return PlainTextResponse("Ollama is running")  # what Ollama's own clients look for

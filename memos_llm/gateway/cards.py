@@ -39,7 +39,7 @@ class Card(Struct, frozen=True, kw_only=True):
             started_at=started_at,
             context_tokens=offer.context_tokens,
             capabilities=("embedding",) if is_embedding(own.name) else chat,
-            up=offer.refused is None and bool(offer.wires),
+            up=offer.refused is None and bool(offer.wires) and offer.listed,
         )
 
     @property

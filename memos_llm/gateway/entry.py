@@ -4,7 +4,8 @@ A web page in a browser on this machine can reach us, and can have its own name 
 Costs a few header look-ups; everything is decided from the head.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from memos_llm.core.errors import BadRequest, Forbidden
 from memos_llm.gateway.asgi import Headers, Message, Send
@@ -20,6 +21,19 @@ EXPOSED = (
     b"x-request-id, x-memos-provider, x-memos-arm, x-memos-model, x-memos-attempts, x-memos-reason, x-memos-warnings, "
     b"x-memos-error-code, x-should-retry, retry-after"
 )
+SINGLE = (
+    b"host",
+    b"authorization",
+    b"x-api-key",
+    b"origin",
+    b"sec-fetch-site",
+    b"content-type",
+    b"content-encoding",
+    b"content-length",
+    *(b"x-memos-" + name for name in (b"component", b"session", b"provider", b"timeout-ms")),
+)
+"""Only the last of two would be read: RFC 9112 (3.2) has a second `Host` refused, and the others decide as much."""
+
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _PREFLIGHT_S = b"600"
 
@@ -44,11 +58,9 @@ def admit(method: str, path: str, headers: Mapping[bytes, bytes], rules: Rules, 
     """Who may go on to the route, if anyone.
 
     Raises:
-        Forbidden: the `Host` or the web page is foreign, or the caller lacks the scope that the route wants.
+        Forbidden: the caller lacks the scope that the route wants.
         Unauthorized, Overloaded: as `Doorkeeper.who`.
-        Loop, UnsupportedEncoding.
     """
-    check_head(path, headers, rules)
     if path in OPEN:
         return NOBODY
     principal, right = doorkeeper.who(headers, rules), right_for(method, path)
@@ -58,7 +70,11 @@ def admit(method: str, path: str, headers: Mapping[bytes, bytes], rules: Rules, 
 
 
 def check_head(path: str, headers: Mapping[bytes, bytes], rules: Rules) -> None:
-    """Whatever of a request's head would let nobody in, whoever asks."""
+    """Whatever of a request's head would let nobody in, whoever asks.
+
+    Raises:
+        Forbidden: the `Host` or the web page is foreign. Loop, UnsupportedEncoding.
+    """
     host = headers.get(b"host")
     if host is not None and path not in PROBED and not rules.admits_host(host.decode("latin-1")):
         raise MisdirectedHost(
@@ -71,7 +87,7 @@ def check_head(path: str, headers: Mapping[bytes, bytes], rules: Rules) -> None:
                 f"the web origin {_shown(origin)} may not call this gateway: "
                 f"add it to gateway.cors_origins if it should"
             )
-    elif headers.get(b"sec-fetch-site") == b"cross-site":
+    elif headers.get(b"sec-fetch-site", b"").strip().lower() == b"cross-site":
         raise Forbidden("a web page of another site may not call this gateway")
     if HOP_HEADER in headers:
         raise Loop("this request comes from a memos_llm provider: a back end's address leads back to a gateway")
@@ -80,13 +96,18 @@ def check_head(path: str, headers: Mapping[bytes, bytes], rules: Rules) -> None:
         raise UnsupportedEncoding("send the body uncompressed, without Content-Encoding")
 
 
-def is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
-    """A browser asks whether it may; it gives no key."""
-    return method == "OPTIONS" and b"origin" in headers
+def check_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises:
+    BadRequest: a header that decides something is there twice; which one holds, each reader would say for itself.
+    """
+    found = Counter(name for name, _ in headers)
+    for name in SINGLE:
+        if found[name] > 1:
+            raise BadRequest(f"the header {name.decode()} is there {found[name]} times")
 
 
 def preflight_headers(headers: Mapping[bytes, bytes]) -> Headers:
-    """The answer to that, but for what `with_cors` adds."""
+    """The answer to a browser that asks whether it may, but for what `with_cors` adds."""
     wanted = headers.get(b"access-control-request-headers", b"*")
     return [
         (b"access-control-allow-methods", _METHODS),

@@ -13,6 +13,7 @@ from memos_llm.core.errors import LLMError
 from memos_llm.core.events import Bus, RequestRefused
 from memos_llm.dialects.edge import DIALECTS
 from memos_llm.gateway.asgi import Headers, Send, header_value, respond
+from memos_llm.operate.documents import ErrorDocument, Problem
 
 
 class Voice(Struct, frozen=True):
@@ -28,6 +29,10 @@ class Voice(Struct, frozen=True):
     body: Callable[[LLMError, str], bytes]
     status: Callable[[LLMError], int]
     event: Callable[[LLMError], bytes]
+
+
+def _admin(error: LLMError, model: str = "") -> bytes:
+    return msgspec.json.encode(ErrorDocument(error=Problem(message=error.message, code=error.code, name=error.name)))
 
 
 _ANTHROPIC_TYPES = {
@@ -63,6 +68,7 @@ def _of(wire: Wire) -> Voice:
 
 VOICES: Mapping[Wire, Voice] = {wire: _of(wire) for wire in DIALECTS}
 _BY_PREFIX = (
+    ("/admin/", Voice(b"application/json", _admin, _plain_status, _admin)),  # it streams no errors
     ("/v1/messages", Voice(b"application/json", _anthropic, _plain_status, _anthropic_event)),
     ("/v1/", VOICES[Wire.OPENAI_CHAT]),
     ("", VOICES[Wire.OLLAMA_CHAT]),  # {"error": "…"} is a good answer anywhere else, too
@@ -72,7 +78,7 @@ _BY_PREFIX = (
 def voice_of(path: str) -> Voice:
     """The words of the API that a path belongs to, with or without a component before it."""
     if path.startswith("/c/"):  # also where what stands before it is malformed
-        path = path[max(path.rfind("/v1/"), path.rfind("/api/"), 0) :]
+        path = path[max(path.rfind("/v1/"), path.rfind("/api/"), 0) :] if "/admin/v1/" not in path else "/admin/"
     return next(voice for prefix, voice in _BY_PREFIX if path.startswith(prefix))
 
 

@@ -52,7 +52,7 @@ class HealthBoard:
         }
 
     def aggregate(self) -> dict[str, object]:
-        """The same with every part: each endpoint, the store, the configuration."""
+        """The same with every part: each endpoint (anyone may ask, so none by its address), the store, the file."""
         report = self.report()
         services = {provider: _service(endpoints) for provider, endpoints in self._up.items()}
         ill = report["status"] == HEALTHY and DEGRADED in self._parts.values()
@@ -61,7 +61,7 @@ class HealthBoard:
             "status": DEGRADED if ill else report["status"],
             "services": {"router": HEALTHY, **services, **self._parts},
             "endpoints": {
-                provider: {url: HEALTHY if up else UNHEALTHY for url, up in endpoints.items()}
+                provider: [HEALTHY if up else UNHEALTHY for up in endpoints.values()]
                 for provider, endpoints in self._up.items()
             },
         }

@@ -27,10 +27,12 @@ def answer(call: Call, routes: Routes, dialect: Dialect) -> Local | None:
     provider = _holder(call, routes)
     if provider is None:
         return None
-    refused = routes.transports[provider].offer(_own_name(call, routes.policy, provider)).refused
+    offer = routes.transports[provider].offer(_own_name(call, routes.policy, provider))
     unload = bytes(call.head.get("keep_alive", b"")) in _AT_ONCE
-    if refused is not None and not unload:
-        raise Unavailable(f"{provider} has the model, and takes nothing now: {refused}", provider=provider)
+    if not unload and not offer.listed:
+        raise Unavailable(f"{provider} should have the model, and does not list it", provider=provider)
+    if not unload and offer.refused is not None:
+        raise Unavailable(f"{provider} has the model, and takes nothing now: {offer.refused}", provider=provider)
     headers = [(b"content-type", dialect.media_type(stream=False)), (b"x-memos-provider", header_value(provider))]
     if unload:
         headers.append((b"x-memos-warnings", UNLOAD_WARNING.encode()))

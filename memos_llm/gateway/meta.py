@@ -122,13 +122,14 @@ class Meta:
         """
         policy, transports = self._routes()
         key = (policy.baseline, path, body or b"")
+        kept = self._last_good.get(key)
         try:
-            async with asyncio.timeout(LAST_GOOD_AFTER_S if key in self._last_good else None):
+            async with asyncio.timeout(LAST_GOOD_AFTER_S if kept is not None else None):
                 document = await transports[policy.baseline].fetch(path, body)
         except (AttemptFailed, TimeoutError) as error:
-            if key not in self._last_good or (isinstance(error, AttemptFailed) and _is_final(error.outcome)):
+            if kept is None or (isinstance(error, AttemptFailed) and _is_final(error.outcome)):
                 raise
-            return self._last_good[key]
+            return kept
         self._keep(key, document)
         return document
 
@@ -141,8 +142,9 @@ class Meta:
         self._last_good.pop(key, None)
         if len(document) + len(key[2]) <= MAX_KEPT_BYTES:
             self._last_good[key] = document
-        if len(self._last_good) > MAX_KEPT:
-            del self._last_good[next(iter(self._last_good))]
+        if len(self._last_good) > MAX_KEPT:  # of what callers ask with: the lists are few, and are kept
+            for oldest in [key for key in self._last_good if key[2]][:1]:
+                del self._last_good[oldest]
 
     def _missing(self, listed: set[str]) -> list[Card]:
         """Models of the catalogue that the baseline did not list and somebody serves."""

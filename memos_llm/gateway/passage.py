@@ -21,7 +21,15 @@ from memos_llm.gateway.inference import Arrival, Local, Reply
 from memos_llm.gateway.paths import rest_of
 from memos_llm.gateway.screening import ANY_KEYS, check_media, check_model
 
-RETURNED = ("content-length", "content-encoding", "content-disposition", "allow", "retry-after", "location")
+RETURNED = (
+    "content-length",
+    "content-encoding",
+    "content-disposition",
+    "allow",
+    "retry-after",
+    "location",
+    "cache-control",
+)
 """What of the back end's headers is the client's, besides the content type."""
 
 SPACE = b" \t\r\n"  # JSON's

@@ -1,18 +1,12 @@
 """`POST /api/pull` of a name that is known here: nothing to do, and clients that pull before they ask go on."""
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from memos_llm.core.errors import BadRequest
-from memos_llm.dialects.jsons import decode_as, go_json
+from memos_llm.dialects.jsons import decode_as, decode_optional, go_json
 from memos_llm.gateway.asgi import Receive
 
 STAGES = ("pulling manifest", "success")
-
-
-class _Pull(Struct):
-    model: str = ""
-    name: str = ""
-    stream: bool | None = None
 
 
 class Pull(Struct, frozen=True):
@@ -29,13 +23,14 @@ def asked(body: bytes) -> Pull:
     if not body:
         raise BadRequest("missing request body")
     try:
-        pull = decode_as(body, _Pull)
+        head = {key.lower(): value for key, value in decode_as(body, dict[str, Raw]).items()}  # Go folds them, too
+        model, name = (decode_as(head.get(key, Raw(b'""')), str) for key in ("model", "name"))
+        stream = decode_optional(head.get("stream", Raw(b"null")), bool)
     except ValueError as error:
         raise BadRequest(str(error)) from None
-    name = pull.model or pull.name
-    if not name:
+    if not (model or name):
         raise BadRequest("model is required")
-    return Pull(name, pull.stream is not False)
+    return Pull(model or name, stream is not False)
 
 
 def done(pull: Pull) -> tuple[bytes, bytes]:

@@ -58,6 +58,8 @@ class Rules(Struct, frozen=True, kw_only=True):
     def admits_origin(self, origin: str, host: str) -> bool:
         """Whether a web page from there may call; one of this gateway's own always may."""
         origin = origin.lower()
+        if origin == "null":  # any page can have that one, in a sandboxed frame: it is as good as a wildcard
+            return False
         if origin in (f"http://{host}".lower(), f"https://{host}".lower()):
             return True
         return any(_fits(origin, allowed) for allowed in self.origins)
@@ -80,7 +82,7 @@ def rules_of(settings: Settings) -> Rules:
         keys=keys,
         hosts=named or (None if keys else LOCAL_NAMES),
         local_hosts=not named,
-        origins=tuple(origin.lower() for origin in gateway.cors_origins) or LOCAL_ORIGINS,
+        origins=tuple(origin.lower().rstrip("/") for origin in gateway.cors_origins) or LOCAL_ORIGINS,
         media_domains=tuple(domain.lower().lstrip(".") for domain in gateway.media_domains),
         allow_cloud=gateway.allow_cloud,
         max_concurrency=gateway.max_concurrency,

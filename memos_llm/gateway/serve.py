@@ -49,6 +49,8 @@ async def serve(
         shared=worker.shared if worker is not None else None,
     )
     try:
+        if source is not None and await asyncio.to_thread(source.stamp) != source.first:
+            await runtime.reload()  # a worker's successor: what it was told at the start may be out of force since long
         uvicorn_server: server.Server
         health = HealthBoard(runtime.transports, runtime.clock, draining=lambda: uvicorn_server.draining)
         runtime.bus.subscribe("health", health.on_event, ProbeEnded)

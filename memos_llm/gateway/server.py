@@ -21,6 +21,7 @@ from memos_llm.gateway.asgi import CONNECTION
 MAX_HEAD_BYTES = 65_536
 PREDRAIN_S = 0.5
 FAREWELL_S = 1.0
+STUCK_S = 60.0  # who has read nothing for so long, though more was there, is gone or means harm
 
 
 class HeadTooLarge(Exception):
@@ -47,6 +48,7 @@ class ClientConnection(HttpToolsProtocol):
     _head: object = None  # what tells the head being read from any other; None between heads
     _head_bytes = 0
     _unparsed_bytes = 0
+    _stuck: asyncio.TimerHandle | None = None  # runs while the client does not read what was written
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -123,8 +125,34 @@ class ClientConnection(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reader()
+
+    def _await_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._stuck = self.loop.call_later(STUCK_S, self._look_at_reader, left)
+
+    def _look_at_reader(self, left_bytes: int) -> None:
+        """Slow is allowed; a client that reads nothing would keep its request, and the back end's, for as long."""
+        if self.transport.get_write_buffer_size() < left_bytes:
+            self._await_reader()
+        else:
+            self._stuck = None
+            self.transport.abort()
+
+    def _forget_reader(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
+        self._forget_reader()
         super().connection_lost(exc)
         if self.on_left is not None:
             self.on_left()

@@ -70,7 +70,7 @@ def build_embed(texts: Sequence[str], *, options: EmbedOptions, policy: Policy, 
         BadRequest, ConfigError: as `build`.
     """
     try:
-        check_names(options, EmbedOptions.__annotations__)
+        check_names(options, EmbedOptions.__annotations__, ())
         model = _model(options, policy)
         body = embed_body(texts, model)
     except TypeError as error:

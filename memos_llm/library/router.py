@@ -9,16 +9,15 @@ from typing import Any, Unpack
 from msgspec.structs import replace
 
 from memos_llm.config import Settings, Source, load
-from memos_llm.core.call import Call, Operation
+from memos_llm.core.call import Call, Frame, Operation
 from memos_llm.core.decision import Decision
-from memos_llm.core.errors import AttemptFailed, ControlError, EmbeddingServiceError, InvalidResponse
+from memos_llm.core.errors import AttemptFailed, EmbeddingServiceError, InvalidResponse, LLMError
 from memos_llm.core.ports import Exchange
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, StreamChunk
 from memos_llm.dialects.typed import ChunkReader, parse_answer, parse_vectors
 from memos_llm.library.calls import CallOptions, Place, build, build_embed
+from memos_llm.library.under_way import UnderWay
 from memos_llm.wiring import Runtime, open_runtime
-
-CLOSED = "the router is closed"
 
 
 class Router:
@@ -30,7 +29,7 @@ class Router:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._closed = False
+        self._under_way = UnderWay()
         self.name = "router"
 
     @classmethod
@@ -88,14 +87,16 @@ class Router:
     ) -> AsyncIterator[StreamChunk]:
         """The next message, piece by piece. Leaving the loop early cancels the call upstream."""
         call = self._call(messages, True, max_tokens, temperature, options)
-        exchange = await self._runtime.engine.open(call)
+        with self._under_way.waiting():
+            exchange = await self._runtime.engine.open(call)
         reader = ChunkReader()
         try:
-            while (frame := await exchange.next()) is not None:
-                with _understood(call, exchange):
-                    chunks = reader.feed(frame.data)
-                for chunk in chunks:
-                    yield chunk
+            with self._under_way.streaming(exchange):
+                while (frame := await self._pulled(call, exchange)) is not None:
+                    with _understood(call, exchange):
+                        chunks = reader.feed(frame.data)
+                    for chunk in chunks:
+                        yield chunk
             for chunk in reader.eof():
                 yield chunk
         finally:
@@ -112,7 +113,7 @@ class Router:
         Raises:
             EmbeddingServiceError: the vectors could not be had. What is refused is a `BadRequest`, as for any call.
         """
-        self._check_open()
+        self._under_way.check()
         runtime = self._runtime
         call = build_embed(texts, options={**options, "model": model}, policy=runtime.policy(), now=runtime.clock())
         if not texts:
@@ -135,17 +136,17 @@ class Router:
         return BoundRouter(self, component)
 
     async def aclose(self) -> None:
-        """Close what `open` opened; later calls raise `ControlError`. Harmless when repeated.
+        """End the calls under way, and close what `open` opened; those calls and later ones raise `ControlError`.
 
-        Await or cancel what is under way first: its connections go away.
+        Harmless when repeated.
         """
-        self._closed = True
+        await self._under_way.end()
         await self._runtime.aclose()
 
     def _call(
         self, messages: Chat, stream: bool, max_tokens: int | None, temperature: float | None, options: CallOptions
     ) -> Call:
-        self._check_open()
+        self._under_way.check()
         return build(
             messages,
             stream=stream,
@@ -156,18 +157,20 @@ class Router:
             now=self._runtime.clock(),
         )
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ControlError(CLOSED)
-
     async def _whole(self, call: Call) -> tuple[Exchange, bytes]:
-        exchange = await self._runtime.engine.open(call)
-        try:
-            frame = await exchange.next()
-            await exchange.next()
-        finally:
-            await exchange.aclose()
+        with self._under_way.waiting():
+            exchange = await self._runtime.engine.open(call)
+            try:
+                with _understood(call, exchange):
+                    frame = await exchange.next()
+                    await exchange.next()
+            finally:
+                await exchange.aclose()
         return exchange, frame.data if frame else b""
+
+    async def _pulled(self, call: Call, exchange: Exchange) -> Frame | None:
+        with self._under_way.waiting(), _understood(call, exchange):
+            return await exchange.next()
 
 
 class BoundRouter:
@@ -262,9 +265,14 @@ class _Opening:
 
 @contextmanager
 def _understood(call: Call, exchange: Exchange) -> Iterator[None]:
-    """An answer that the engine took and we cannot read is told as every malformed one."""
+    """An answer that the engine took and we cannot read is told as every malformed one; its errors know the route."""
     try:
         yield
-    except AttemptFailed as error:
+    except AttemptFailed as failed:
         kind = EmbeddingServiceError if call.operation is Operation.EMBEDDINGS else InvalidResponse
-        raise kind(str(error), provider=exchange.served.provider, request_id=call.id) from error
+        error = kind(str(failed), provider=exchange.served.provider, request_id=call.id)
+        error.decision, error.attempts = exchange.decision, exchange.attempts
+        raise error from failed
+    except LLMError as error:
+        error.decision, error.attempts = exchange.decision, exchange.attempts
+        raise

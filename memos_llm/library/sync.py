@@ -5,6 +5,7 @@ first, so that they count as cancelled and not against the back end whose connec
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -17,15 +18,19 @@ from memos_llm.core.decision import Decision
 from memos_llm.core.errors import ControlError
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, StreamChunk
 from memos_llm.library.calls import CallOptions, Place
-from memos_llm.library.router import CLOSED, Router
+from memos_llm.library.router import Router
+from memos_llm.library.under_way import CLOSED, ENDED
 
 T = TypeVar("T")
+
+FORKED = "the router belongs to the process that opened it, and its thread stayed there: open one after the fork"
 
 
 class SyncRouter:
     """`Router` for code without asyncio, and inside a running loop. Any thread may call it."""
 
     def __init__(self, config: str | Path | Settings | None, probe: bool) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._lock = threading.RLock()  # a stream may be collected, hence left, wherever its holder stands
         self._closed = False
@@ -97,7 +102,12 @@ class SyncRouter:
         return self._run(explained)
 
     def close(self) -> None:
-        """Cancels the calls under way, which raise `ControlError` where they were made. Harmless when repeated."""
+        """Cancels the calls under way, which raise `ControlError` where they were made. Harmless when repeated.
+
+        In a forked process there is nothing to close: all of it is the parent's.
+        """
+        if self._is_forked():
+            return
         with self._lock:
             first, self._closed = not self._closed, True
             ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop) if first else None
@@ -119,6 +129,8 @@ class SyncRouter:
 
     def _run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it on the loop and wait. What is handed over before `close` is seen by it: the loop keeps the order."""
+        if self._is_forked():  # before the lock, which may have been held when the process was forked
+            raise ControlError(FORKED)
         with self._lock:
             if self._closed:
                 raise ControlError(CLOSED)
@@ -126,16 +138,21 @@ class SyncRouter:
         try:
             return future.result()
         except CancelledError:
-            raise ControlError("the router was closed during the call") from None
+            raise ControlError(ENDED) from None
         except BaseException:  # Ctrl-C while waiting
             future.cancel()
             raise
 
     def _leave(self, pulled: "_Pulled") -> None:
         """Never waits: a stream that was dropped may be collected on the loop's own thread."""
+        if self._is_forked():
+            return
         with self._lock:
             if not self._closed:
                 asyncio.run_coroutine_threadsafe(self._left(pulled), self._loop)
+
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._process
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

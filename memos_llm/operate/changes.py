@@ -19,6 +19,7 @@ from memos_llm.operate.orders import (
     ShiftOrder,
     VerifyOrder,
     check_new_index,
+    in_a_line,
     percent,
     scope_of,
     waiting,
@@ -46,7 +47,7 @@ async def shift(live: Live, settings: "Settings", order: ShiftOrder, actor: Acto
         share_ppm=order.share_ppm,
         scope=scope,
         new_index=order.new_index,
-        reason=order.reason.strip(),
+        reason=in_a_line(order.reason),
     )
     return await submit(live, wanted, actor, wait_s=order.wait_s, warnings=tuple(doubts(scope, settings)))
 
@@ -61,7 +62,7 @@ async def rollback(live: Live, settings: "Settings", order: RollbackOrder, actor
         provider=candidate(settings, order.provider),
         incident=f"inc-{token_hex(6)}",
         scope=scope_of(order.component),
-        reason=order.reason.strip(),
+        reason=in_a_line(order.reason),
     )
     return await submit(live, wanted, actor, wait_s=order.wait_s)
 
@@ -80,7 +81,7 @@ async def rearm(live: Live, settings: "Settings", order: RearmOrder, actor: Acto
     found = ills(provider, await probe_one(spec), settings.policy())
     if found:
         raise Refused(f"{provider} is not healthy: {'; '.join(found)}; mend it first (--force does not help)")
-    wanted = Rearm(provider=provider, scope=scope, force=order.force, reason=order.reason.strip())
+    wanted = Rearm(provider=provider, scope=scope, force=order.force, reason=in_a_line(order.reason))
     return await submit(live, wanted, actor, wait_s=order.wait_s)
 
 
@@ -94,7 +95,7 @@ async def verify(live: Live, settings: "Settings", order: VerifyOrder, actor: Ac
     model, here, there = pair(settings.policy(), order.model)
     if order.proof is not None and (order.proof.baseline, order.proof.candidate) != (here, there):
         raise BadRequest(f"the proof is of other names than {model} has now: {here} and {there}")
-    wanted = Verify(provider=provider, model=model, proof=order.proof, reason=order.reason.strip())
+    wanted = Verify(provider=provider, model=model, proof=order.proof, reason=in_a_line(order.reason))
     embedding = live.current().effective(EMBEDDING)[1]
     warnings: tuple[str, ...] = ()
     if order.proof is None and embedding.share_ppm and not embedding.new_index:
@@ -124,7 +125,7 @@ async def adopt(live: Live, order: AdoptOrder, actor: Actor) -> Adoption:
     Raises:
         Refused, StoreUnreachable.
     """
-    proposal = await live.propose_adoption(order.reason.strip())
+    proposal = await live.propose_adoption(in_a_line(order.reason))
     if proposal is None:
         flags = live.current()
         now = _shares(flags, flags)

@@ -38,7 +38,7 @@ async def _side(
     spec = next(spec for spec in settings.provider_specs() if spec.name == provider)
     client = AiohttpClient()
     transport = open_transport(spec, client, Bus(), clock=time.monotonic)
-    side = TypedProvider(transport, model=model, timeouts=spec.timeouts, client=client)
+    side = TypedProvider(transport, model=model, timeouts=spec.timeouts, client=client, kind=spec.kind)
     vectors: list[list[float]] = []
     try:
         for start in range(0, len(texts), BATCH):

@@ -13,6 +13,8 @@ from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Verification, parse_sha
 
 T = TypeVar("T", bound=Struct)
 
+MAX_REASON = 500  # characters
+
 WAIT_S = 10.0  # for live instances to follow, unless asked otherwise; also the most
 
 
@@ -111,6 +113,13 @@ def waiting(wait_s: float) -> float:
     return wait_s
 
 
+def in_a_line(reason: str) -> str:
+    """A reason as it is kept and shown, on terminals too: one line without control characters, cut if need be."""
+    words = "".join(sign if sign.isprintable() else " " for sign in reason).split()
+    line = " ".join(words)
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 1]}…"
+
+
 def read(body: bytes, kind: type[T]) -> T:
     """An order from the JSON of a request; an empty body is an empty object.
 
@@ -119,7 +128,7 @@ def read(body: bytes, kind: type[T]) -> T:
     """
     try:
         found = msgspec.json.decode(body or b"{}")
-    except (msgspec.DecodeError, RecursionError):  # msgspec raises the latter for JSON nested too deeply
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the last for JSON nested too deeply
         raise BadRequest("the body is not JSON") from None
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object")
@@ -137,7 +146,7 @@ def convert(found: Mapping[str, Any], kind: type[T], *, strict: bool = True) -> 
         if key not in known:
             close = get_close_matches(str(key), known, 1)
             guess = f"; did you mean {close[0]}?" if close else ""
-            raise BadRequest(f"unknown key {str(key)[:80]!r}{guess} (known: {', '.join(known)})")
+            raise BadRequest(f"unknown key {str(key)[:80]!r}{guess} (known: {', '.join(known) or 'none'})")
     try:
         return msgspec.convert(dict(found), kind, strict=strict)
     except msgspec.ValidationError as error:

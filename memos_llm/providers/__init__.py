@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from random import Random
 
 from memos_llm.core.events import Bus
+from memos_llm.core.flags import Flags
 from memos_llm.core.policy import ProviderSpec
 from memos_llm.core.ports import BackendClient, Clock, Transport
 from memos_llm.providers import ollama, plugins, vllm
@@ -31,9 +32,18 @@ __all__ = ["KINDS", "AiohttpClient", "Prober", "open_transport"]
 
 
 def open_transport(
-    spec: ProviderSpec, client: BackendClient, bus: Bus, *, clock: Clock, rng: Random | None = None
+    spec: ProviderSpec,
+    client: BackendClient,
+    bus: Bus,
+    *,
+    clock: Clock,
+    rng: Random | None = None,
+    flags: Flags | None = None,
 ) -> Transport:
     """The transport of a configured provider. No I/O: nothing is connected until something is sent.
+
+    Args:
+        flags: those in force now; later ones are heard on the bus.
 
     Raises:
         ConfigError: the kind is neither one of `KINDS` nor of `plugins`, or its plug-in does not work.
@@ -42,4 +52,4 @@ def open_transport(
     if profile is None:
         provider = plugins.make(spec, tuple(KINDS))
         return JoinedTransport(provider, spec, bus, clock=clock, rng=rng or Random())
-    return HttpTransport(spec, profile, client, bus, clock=clock, rng=rng or Random())
+    return HttpTransport(spec, profile, client, bus, clock=clock, rng=rng or Random(), flags=flags)

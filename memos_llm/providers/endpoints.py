@@ -146,6 +146,11 @@ class Pool:
         told = [state.contexts[name] for state in self.serving(model) if name in state.contexts]
         return min(told, default=None)
 
+    def lists(self, model: str) -> bool:
+        """Whether any of those that it may be sent to told of a model, or told nothing yet."""
+        name = self._canonical(model)
+        return any(state.served is None or name in state.served for state in self.serving(model))
+
     def _remember(self, model: str) -> tuple[EndpointState, ...]:
         """Those that serve a model for sure, else those that may, else (they may have got it since) those that did not.
 

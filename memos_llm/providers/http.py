@@ -16,6 +16,7 @@ from memos_llm.core.call import Feature, Passage, Quirk, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import Bus, InternalError, ProbeEnded, place_of
+from memos_llm.core.flags import Flags
 from memos_llm.core.outcome import BREAKER_OPEN, Kind, Outcome
 from memos_llm.core.policy import ProviderSpec
 from memos_llm.core.ports import BackendClient, Clock, RawReply
@@ -34,6 +35,7 @@ MAX_ERROR_BYTES = 262_144
 MAX_ERROR_S = 5.0
 MAX_DOCUMENT_BYTES = 4_194_304
 DOCUMENT_S = 10.0
+FIRST_LOOK_S = 2.0  # what is unknown then is tried
 
 PASSABLE = re.compile(r"/[!-\"$-~]*")  # nothing that ends a request line or a path, and no other host
 DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|$)", re.IGNORECASE)  # who rules on paths rules on what they say
@@ -112,7 +114,15 @@ class HttpTransport:
     """A `Transport` for one provider. The client is shared and stays open when this is closed."""
 
     def __init__(
-        self, spec: ProviderSpec, profile: Profile, client: BackendClient, bus: Bus, *, clock: Clock, rng: Random
+        self,
+        spec: ProviderSpec,
+        profile: Profile,
+        client: BackendClient,
+        bus: Bus,
+        *,
+        clock: Clock,
+        rng: Random,
+        flags: Flags | None = None,
     ) -> None:
         self.name = spec.name
         self._kind, self._profile, self._client, self._bus, self._clock = spec.kind, profile, client, bus, clock
@@ -127,6 +137,8 @@ class HttpTransport:
             max_inflight=spec.max_inflight,
             queue_s=spec.queue_s,
         )
+        self._several = len(spec.endpoints) > 1
+        self._first_look: asyncio.Task[Sequence[ProbeEnded]] | None = None
         self._urls = {
             (state.url, wire): state.url + path for state in self._pool for wire, path in profile.paths.items()
         }
@@ -142,7 +154,7 @@ class HttpTransport:
         self._own_loads = profile.cold and spec.own_loads
         self._looks = profile.cold and (spec.own_loads or bool(spec.keep_warm))
         self._keep_warm = KeepWarm(
-            spec.name, spec.keep_warm if profile.cold else (), self._pool, self._loads, bus, clock
+            spec.name, spec.keep_warm if profile.cold else (), self._pool, self._loads, bus, clock, flags
         )
 
     def offer(self, model: str) -> Offer:
@@ -156,7 +168,7 @@ class HttpTransport:
         return self._pool.pick(model, key).url
 
     async def open(self, request: WireRequest) -> HttpReply:
-        state = self._pool.find(request.endpoint or self.pick(request.model))
+        state = await self._acquainted(request)
         if request.passage is not None:
             return await self._pass(state, request, request.passage)
         url = self._urls.get((state.url, request.wire))
@@ -169,6 +181,18 @@ class HttpTransport:
             lease.end()
             raise
         return HttpReply(raw, lease, self._clock)
+
+    async def _acquainted(self, request: WireRequest) -> EndpointState:
+        """Where it goes. Of several endpoints about which nothing is known yet, the first look decides: one that does
+        not have the model would refuse it, and its twin beside it has it.
+        """
+        state = self._pool.find(request.endpoint or self.pick(request.model))
+        if state.served is not None or state.configured or not request.model or not self._several:
+            return state
+        if self._first_look is None:
+            self._first_look = asyncio.create_task(self.probe(), name=f"look.{self.name}")
+        await asyncio.wait({self._first_look}, timeout=FIRST_LOOK_S)
+        return state if state in self._pool.serving(request.model) else self._pool.find(self.pick(request.model))
 
     async def _open(self, lease: Lease, request: WireRequest, url: str) -> RawReply:
         state = lease.state
@@ -198,7 +222,7 @@ class HttpTransport:
         Raises:
             AttemptFailed: `client`, the path is none; else as `open`.
         """
-        if PASSABLE.fullmatch(passage.target) is None or DOTS.search(passage.target):
+        if PASSABLE.fullmatch(passage.target) is None or DOTS.search(passage.target.partition("?")[0]):
             raise AttemptFailed(Outcome(kind=Kind.CLIENT, status=400, code="path"), "no path of this server")
         headers = {**self._headers, "X-Request-Id": request.id}
         if passage.content_type:
@@ -224,9 +248,16 @@ class HttpTransport:
     async def probe(self) -> Sequence[ProbeEnded]:
         return await asyncio.gather(*(self._probe(state) for state in self._pool))
 
+    def retire(self) -> None:
+        self._pool.close()
+        self._keep_warm.stop()
+
     async def aclose(self) -> None:
         """Ends what it does by itself: loads, keeping warm, watching, hearing events."""
         self._pool.close()
+        if self._first_look is not None:
+            self._first_look.cancel()
+            await asyncio.gather(self._first_look, return_exceptions=True)
         await self._keep_warm.aclose()
         await self._watch.aclose()
         await self._loads.aclose()
@@ -236,11 +267,11 @@ class HttpTransport:
         needed = Quirk.NONE
         for state in serving:
             needed |= quirks(self._kind, state.version)
-        context_tokens = self._pool.context_tokens(model)
+        context_tokens, listed = self._pool.context_tokens(model), self._pool.lists(model)
         if len(self._offers) >= _MAX_REMEMBERED:
             self._offers.clear()
         offers = self._offers[model] = {
-            why: Offer(self._wires, self._profile.features, why, context_tokens, needed)
+            why: Offer(self._wires, self._profile.features, why, context_tokens, needed, listed)
             for why in (None, DOWN, BREAKER_OPEN)
         }
         return offers

@@ -6,8 +6,10 @@ as an outcome here, its words only to the caller.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -19,6 +21,7 @@ from memos_llm.core.outcome import BREAKER_OPEN, Kind, Outcome
 from memos_llm.core.policy import Endpoint, ProviderSpec
 from memos_llm.core.ports import Clock, LLMProvider
 from memos_llm.core.responses import StreamChunk
+from memos_llm.dialects.typed import parse_answer
 from memos_llm.dialects.typed_serving import ChunkWriter, Stamp, answer_body, read_chat, read_embed, vectors_body
 from memos_llm.providers.endpoint import EndpointState, Lease, gone
 from memos_llm.providers.endpoints import DOWN, Pool
@@ -28,6 +31,7 @@ from memos_llm.providers.health import Finding, check, note
 T = TypeVar("T")
 
 WIRES = frozenset({Wire.OPENAI_CHAT, Wire.OPENAI_EMBEDDINGS})
+CLOSING_S = 5.0  # for a provider to close what it holds
 FEATURES = Feature.NONE  # what goes beyond the common is for those that are known to have it
 
 
@@ -94,9 +98,14 @@ class JoinedTransport:
         up = self._state.up is not False
         return (ProbeEnded(provider=self.name, endpoint=self._state.url, up=up, detail=found.detail),)
 
-    async def aclose(self) -> None:
+    def retire(self) -> None:
         self._pool.close()
-        await self._provider.aclose()
+
+    async def aclose(self) -> None:
+        """What goes wrong in closing a third party's provider is told on the bus, and keeps nothing else open."""
+        self._pool.close()
+        with suppress(AttemptFailed):
+            await self.told(asyncio.wait_for(self._provider.aclose(), CLOSING_S))
 
     async def told(self, work: Awaitable[T]) -> T:
         """What the provider does, and what it raises as the engine wants it.
@@ -151,7 +160,9 @@ class JoinedTransport:
         answer = await self._provider.chat(
             asked.messages, max_tokens=asked.max_tokens, temperature=asked.temperature, **asked.options
         )
-        return answer_body(answer, stamp)
+        body = answer_body(answer, stamp)
+        parse_answer(body)  # what is no text where text belongs is this attempt's failure, not the caller's surprise
+        return body
 
     def _stream(self, request: WireRequest, stamp: Stamp) -> "_Stream":
         try:
@@ -182,6 +193,8 @@ class JoinedTransport:
         answer = await self._provider.embed(asked.texts, model=request.model)
         if len(answer.vectors) != len(asked.texts):
             raise InvalidResponse(f"{len(answer.vectors)} vectors for {len(asked.texts)} texts", provider=self.name)
+        if not all(math.isfinite(sum(vector)) for vector in answer.vectors):  # JSON has no word for it
+            raise InvalidResponse("a vector holds what is no finite number", provider=self.name)
         return vectors_body(answer, stamp, as_base64=asked.base64)
 
 
@@ -209,6 +222,8 @@ class _Stream:
     async def _next(self) -> bytes:
         chunk = await anext(self._chunks, None)
         if chunk is not None:
+            if not isinstance(chunk.text, str) or not isinstance(chunk.reasoning, str):
+                raise InvalidResponse("a chunk's text is none", provider=self._transport.name)
             return self._writer.feed(chunk)
         self._ended = True
         return self._writer.eof()

@@ -20,7 +20,15 @@ from memos_llm.core.outcome import NO_FINISH, Kind, Outcome
 from memos_llm.core.policy import ProviderSpec, Timeouts
 from memos_llm.core.ports import Clock
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
-from memos_llm.dialects.typed import SHAPING, ChunkReader, check_names, checked_texts, parse_answer, parse_vectors
+from memos_llm.dialects.typed import (
+    SHAPING,
+    ChunkReader,
+    check_messages,
+    check_names,
+    checked_texts,
+    parse_answer,
+    parse_vectors,
+)
 from memos_llm.dialects.typed import response_format as as_format
 from memos_llm.providers.failures import error_of
 from memos_llm.providers.refusals import refusal
@@ -59,6 +67,7 @@ NOT_OPENAIS = frozenset({"top_k", "min_p"})  # it puts these into the body by it
 CLASSES: Mapping[str, tuple[Kind, str]] = {
     "Timeout": (Kind.TIMEOUT, "answer"),
     "APIConnectionError": (Kind.CONNECT, "refused"),
+    "ConnectError": (Kind.CONNECT, "refused"),  # httpx's, which lies alone beneath for some of the prefixes
     "APIResponseValidationError": (Kind.MALFORMED, "answer"),
     "JSONDecodeError": (Kind.MALFORMED, "not-json"),
     "MidStreamFallbackError": (Kind.TRUNCATED, "cut"),
@@ -236,10 +245,11 @@ class LiteLLMProvider:
         """LiteLLM's arguments.
 
         Raises:
-            BadRequest: an option is unknown, or no model was given.
+            BadRequest: an option is unknown, messages are none, or no model was given.
         """
         try:
             check_names(options, Options.__annotations__)
+            check_messages(messages)
         except TypeError as error:
             raise BadRequest(str(error), provider=self.name) from error
         extra = dict(options.get("extra") or {})

@@ -53,7 +53,10 @@ def _only(*statuses: int) -> frozenset[int]:
     return frozenset(statuses)
 
 
-OLLAMA_CLIENT_500 = r"^(option .* must be of type |invalid format: |invalid JSON schema in format)"
+OLLAMA_CLIENT_500 = (
+    r"^(option .* must be of type |invalid format: |invalid JSON schema in format"
+    r"|failed to create new sequence: no input provided$|the input length exceeds the context length$)"
+)
 """What Ollama blames on itself and is the caller's (0.17.4, measured)."""
 
 SIGNS: tuple[Sign, ...] = (
@@ -66,6 +69,7 @@ SIGNS: tuple[Sign, ...] = (
     Sign(_only(503), Kind.SATURATED, "queue", _words(r"server busy|\bqueue"), "Service Unavailable"),
     Sign(_only(499), Kind.SERVER, "gave_up"),
     Sign(_only(500), Kind.CLIENT, "option", _words(OLLAMA_CLIENT_500)),
+    Sign(_only(500), Kind.CONFIG, NOT_SUPPORTED, _words("^this model does not support embeddings$")),
     Sign(range(500, 600), Kind.SERVER, "status"),
     Sign(range(400, 500), Kind.CLIENT, "status"),
 )

@@ -14,7 +14,7 @@ from typing import TypeVar, Unpack
 
 from msgspec.structs import replace
 
-from memos_llm.core.call import Call, Frame, Operation, Target, Wire
+from memos_llm.core.call import Call, Frame, ModelSettings, Operation, Target, Wire
 from memos_llm.core.errors import AttemptFailed, BadRequest, NotOffered
 from memos_llm.core.events import Bus
 from memos_llm.core.outcome import Kind, Outcome
@@ -22,6 +22,7 @@ from memos_llm.core.policy import Endpoint, ProviderSpec, Timeouts
 from memos_llm.core.ports import BackendClient, Clock, Codecs, Reply, Transport
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
 from memos_llm.dialects.codecs import CODECS
+from memos_llm.dialects.codecs.repairs import BY_KIND
 from memos_llm.dialects.edge import DIALECTS
 from memos_llm.dialects.typed import ChunkReader, chat_body, check_names, embed_body, parse_answer, parse_vectors
 from memos_llm.providers import ollama, vllm
@@ -51,6 +52,7 @@ class TypedProvider:
     Args:
         model: the back end's own name for the model of calls that name none.
         timeouts: `total_s` bounds a whole answer, and a stream up to its first bytes; `idle_s` each later read.
+        kind: of the back end: what has to be repaired in requests to it (`dialects.codecs.repairs.BY_KIND`).
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class TypedProvider:
         client: BackendClient | None = None,
         codecs: Codecs = CODECS,
         clock: Clock = time.monotonic,
+        kind: str = "",
     ) -> None:
         self.name = transport.name
+        self._settings = ModelSettings(repairs=BY_KIND.get(kind, frozenset()))
         self._transport, self._client, self._codecs, self._clock = transport, client, codecs, clock
         self._model = model
         self._limits = timeouts or Timeouts()
@@ -196,7 +200,7 @@ class TypedProvider:
         codec = self._codecs.find(call, offer)
         if codec is None:
             raise NotOffered(f"{self.name!r} cannot do this call for {call.model!r}", provider=self.name)
-        target = Target(self.name, call.model)
+        target = Target(self.name, call.model, self._settings)
         request, _ = codec.request(call, target, offer)
         decoder = codec.decoder(call, target)
         limits = self._limits
@@ -248,7 +252,7 @@ class OllamaProvider(TypedProvider):
     ) -> None:
         client = AiohttpClient()
         transport = _alone(name, "ollama", ollama.PROFILE, client, base_url, "", timeouts)
-        super().__init__(transport, model=model, timeouts=timeouts, client=client)
+        super().__init__(transport, model=model, timeouts=timeouts, client=client, kind="ollama")
 
 
 class VllmProvider(TypedProvider):
@@ -272,7 +276,7 @@ class VllmProvider(TypedProvider):
     ) -> None:
         client = AiohttpClient()
         transport = _alone(name, "vllm", vllm.PROFILE, client, base_url, api_key, timeouts)
-        super().__init__(transport, model=model, timeouts=timeouts, client=client)
+        super().__init__(transport, model=model, timeouts=timeouts, client=client, kind="vllm")
 
 
 def _alone(

@@ -44,23 +44,40 @@ class Pace:
 
 
 class KeepWarm:
-    """The driver: one task while there is a share. Never raises; a bug is told as `InternalError`."""
+    """The driver: one task while there is a share. Never raises; a bug is told as `InternalError`.
+
+    `flags` are those in force when it is made: a reload changes none, and yet it needs a new one of these.
+    """
 
     def __init__(
-        self, provider: str, models: tuple[str, ...], pool: Pool, loads: Loads, bus: Bus, clock: Clock
+        self,
+        provider: str,
+        models: tuple[str, ...],
+        pool: Pool,
+        loads: Loads,
+        bus: Bus,
+        clock: Clock,
+        flags: Flags | None = None,
     ) -> None:
         self._provider, self._models, self._pool, self._loads = provider, models, pool, loads
         self._bus, self._clock = bus, clock
         self._paces: dict[tuple[str, str], Pace] = {}
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe = bus.subscribe(f"warm.{provider}", self._on_event, FlagsChanged) if models else None
+        if models and flags is not None:
+            self._follow(flags)
 
-    async def aclose(self) -> None:
+    def stop(self) -> None:
+        """Hear no more, and do nothing more by itself."""
         if self._unsubscribe is not None:
             self._unsubscribe()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def aclose(self) -> None:
+        self.stop()
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     async def round(self) -> None:
@@ -71,7 +88,10 @@ class KeepWarm:
 
     def _on_event(self, event: Event) -> None:
         assert isinstance(event, FlagsChanged)
-        if not has_share(event.flags):
+        self._follow(event.flags)
+
+    def _follow(self, flags: Flags) -> None:
+        if not has_share(flags):
             if self._task is not None:
                 self._task.cancel()
             self._task = None

@@ -129,6 +129,7 @@ class Attempt:
     async def _send(self, request: WireRequest) -> None:
         try:
             self._reply = await self._transport.open(request)
+            self.endpoint = self._reply.endpoint  # who answers is judged, not who was meant to
         except AttemptFailed as error:
             if request.wire is not self._call.wire:  # an error body of another wire is nothing for this caller
                 error.client_body = b""

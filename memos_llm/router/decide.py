@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
 
-from memos_llm.core.call import Call, Operation, Target
+from memos_llm.core.call import Call, Feature, Operation, Target
 from memos_llm.core.catalogue import Model
 from memos_llm.core.decision import Arm, Decision, Diversion, Offer, Reason
 from memos_llm.core.errors import NotOffered
@@ -39,6 +39,8 @@ def decide(
     model = policy.catalogue.resolve(call.model)
     operation = call.operation
     name, scope = flags.effective(EMBEDDING if operation is Operation.EMBEDDINGS else call.component)
+    if flags.candidate != policy.candidate and flags.candidate:  # another's shares are none of ours
+        scope = replace(scope, share_ppm=0, new_index=False)
 
     asked: dict[tuple[str, str], Offer | None] = {}  # each target is asked once
 
@@ -110,15 +112,31 @@ def _assign_vectors(
     model: Model | None,
     missing: Callable[[str], Reason | None],
 ) -> tuple[str, Reason]:
-    pinned = policy.pins.get(call.component) or policy.pins.get(EMBEDDING)
+    proven = _proven(model, flags, policy)
+    pinned = _vector_pin(call, policy, proven)
     moving = scope.share_ppm == PPM and pinned is None and scope.latch is None and call.override is None
     if not moving:
         pins = {call.component: pinned} if pinned else {}
         return _assign(call, flags, replace(policy, pins=pins), replace(scope, share_ppm=0), missing)
     assigned, reason = _assign(call, flags, replace(policy, pins={}), scope, missing)
-    if assigned == policy.candidate and not scope.new_index and not _proven(model, flags, policy):
+    if proven:
+        return assigned, reason
+    if assigned == policy.candidate and not scope.new_index:
         return policy.baseline, Reason.EMBEDDINGS_UNVERIFIED
+    loads = bool(call.needs & Feature.LOAD)  # an answer without a vector
+    if policy.candidate and reason is Reason.NOT_OFFERED and scope.new_index and not loads:
+        return policy.candidate, reason  # the index is the candidate's: nobody else's vector may stand in it
     return assigned, reason
+
+
+def _vector_pin(call: Call, policy: Policy, proven: bool) -> str | None:
+    """Where a pin puts the vectors. That of a stage which chats too would tear a model's vectors apart: between
+    baseline and candidate it holds only where they are equal.
+    """
+    own = policy.pins.get(call.component)
+    if own in (policy.baseline, policy.candidate) and not proven:
+        own = None
+    return own or policy.pins.get(EMBEDDING)
 
 
 def _proven(model: Model | None, flags: Flags, policy: Policy) -> bool:

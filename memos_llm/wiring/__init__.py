@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memos_llm.config import Settings, Source
 from memos_llm.control.live import Live
-from memos_llm.core.events import Bus
+from memos_llm.core.events import BreakerChanged, Bus
 from memos_llm.core.flags import Flags, fresh
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Routes, StateStore, Transport
@@ -30,9 +30,11 @@ from memos_llm.store import open_store
 from memos_llm.telemetry.logs import LINES, RequestLog, configure
 from memos_llm.telemetry.metrics import Metrics
 from memos_llm.telemetry.shared import Shared
+from memos_llm.wiring import candidate
 from memos_llm.wiring.reload import Accept, ConfigState, Reloader
 from memos_llm.wiring.transports import InForce, Transports
 
+CLOSED = "closed"
 FIRST_LOOK_S = 2.0
 STATE_DIR = Path("~/.local/state/memos_llm")  # expanded when used: HOME may change
 
@@ -108,16 +110,28 @@ class Runtime:
             The generation of the policy now in force.
 
         Raises:
-            ConfigError: and nothing was changed.
+            ConfigError: another candidate would get what shares there are, or a provider cannot be opened; and nothing
+                was changed.
         """
         policy = settings.policy(self._routes.policy.generation + 1)
         in_force = self._transports.open(settings.provider_specs(), self._in_force)
         known = set(self._in_force.values())
         await _first_look([transport for transport in in_force.values() if transport not in known])
+        candidate.check(self.live.current(), settings.candidate)
         self._settings, self._in_force, self._routes = settings, in_force, Routes(policy, in_force)
+        self._retire(known - set(in_force.values()), settings)
         self.prober.follow(in_force.values())
         self._adopted(settings)
         return policy.generation
+
+    def _retire(self, left: set[Transport], settings: Settings) -> None:
+        """What took the place of a transport begins with closed breakers: nobody may go on believing in the old."""
+        names = {transport.name for transport in left}
+        for transport in left:
+            transport.retire()
+        for spec in settings.provider_specs():
+            for endpoint in spec.endpoints if spec.name in names else ():
+                self.bus.emit(BreakerChanged(provider=spec.name, endpoint=endpoint.url, state=CLOSED))
 
     async def aclose(self) -> None:
         """Last opened, first closed; every part is closed even when an earlier one fails."""
@@ -156,7 +170,8 @@ async def open_runtime(
         shared: where the metrics of several workers meet.
 
     Raises:
-        ConfigError: the configuration is wrong. Then, as after any other failure, nothing stays open.
+        ConfigError: the configuration is wrong, or another candidate would get what shares there are. Then, as after
+            any other failure, nothing stays open.
     """
     bus = Bus()
     worker = shared.place if shared is not None else ""
@@ -177,12 +192,13 @@ async def open_runtime(
         parts.push_async_callback(live.aclose)
         client = AiohttpClient()
         parts.push_async_callback(client.aclose)
-        transports = Transports(lambda spec: open_transport(spec, client, bus, clock=clock), bus)
+        transports = Transports(lambda spec: open_transport(spec, client, bus, clock=clock, flags=live.current()), bus)
         parts.push_async_callback(transports.aclose)
         in_force = transports.open(settings.provider_specs())
         prober = Prober(in_force.values(), bus)
         parts.push_async_callback(prober.aclose)
         await live.start()
+        candidate.check(live.current(), settings.candidate)
         runtime = Runtime(
             settings,
             bus=bus,
@@ -240,7 +256,7 @@ def open_live(
 
 def new_flags(settings: Settings) -> Callable[[], Flags]:
     """Makes the first document of a new store: random installation and salt, the configured share."""
-    return lambda: fresh(os.urandom(8).hex(), os.urandom(16).hex(), settings.share_ppm)
+    return lambda: fresh(os.urandom(8).hex(), os.urandom(16).hex(), settings.share_ppm, settings.candidate or "")
 
 
 def last_good_file(settings: Settings) -> Path | None:

@@ -64,6 +64,19 @@ async def test_an_emptied_store_is_refused_until_it_is_adopted(
     assert stack.runtime.live.current().share_ppm("x") == 600_000
 
 
+async def test_a_rollback_that_no_gateway_reads_is_no_success(run: Llmctl, stack: Stack, tmp_path: Path) -> None:
+    await run.json("shift", "--vllm", "0.5")
+    forget(tmp_path)
+    await until(lambda: stack.runtime.live.store_state.regressed)
+    ran = await run("rollback", "--wait", "0.1")
+    assert ran.code == 4
+    assert "NOT rolled back in gateway-" in ran.err
+    assert "--gateway" in ran.err
+    assert stack.runtime.live.current().share_ppm("x") == 500_000
+    assert (await run("--gateway", stack.url, "rollback", "--wait", "0.1")).code == 0
+    assert stack.runtime.live.current().share_ppm("x") == 0
+
+
 async def test_a_backup_with_a_higher_share_says_what_it_raises(run: Llmctl, stack: Stack, tmp_path: Path) -> None:
     await run.json("shift", "--vllm", "0.9")
     with sqlite3.connect(tmp_path / "flags.db") as db:

@@ -159,7 +159,8 @@ def test_a_wrong_address_is_exit_2(url: str) -> None:
 
 async def test_another_server_there_is_said(stack: Stack) -> None:
     ran = await asyncio.to_thread(llmctl, "--gateway", stack.ollama.url, "status")
-    assert ran.code in (2, 4)
+    assert ran.code == 4
+    assert "not as a gateway does" in ran.err
     assert len(ran.err.splitlines()) == 1
 
 
@@ -172,6 +173,7 @@ async def test_the_picture_of_a_gateway_shows_breakers_and_bars(tmp_path: Path) 
                 stack.runtime.bus.emit(ended)
         ran = await asyncio.to_thread(llmctl, "--gateway", stack.url, "status")
         assert "DOWN" in ran.out
+        assert "vllm can be sent nothing now" in ran.out
         assert "up 0." in ran.out
         assert "██████░░░░░░░░░░░░░░  30%" in ran.out
         assert "gateway-" in ran.out

@@ -1,5 +1,6 @@
 """`llmctl` as a program: options anywhere, exit codes, pure JSON, help that teaches, a quick start."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from cli_driver import LLMCTL, Llmctl, clean_environment, llmctl, write_config
+from rich.console import Console
 
 from memos_llm.cli import failures
+from memos_llm.cli.output import table
 from memos_llm.core import errors
 
 
@@ -41,6 +44,30 @@ def test_every_help_has_an_example_and_fits_80_columns(command: list[str]) -> No
     assert "Example:" in ran.out
     assert f"  llmctl {' '.join(command)}".rstrip() in ran.out
     assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_an_answer_that_nobody_reads_on_is_no_negative_verdict(config: Path) -> None:
+    command = f"{' '.join(LLMCTL)} --config {config} config show | true; echo ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=clean_environment())
+    assert (ran.stdout, ran.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize("command", ["status", "rollback", "history"])
+def test_a_store_in_memory_has_nothing_to_show_or_to_change(config: Path, command: str) -> None:
+    ran = llmctl("--config", str(config), "--store", "memory://", command)
+    assert ran.code == 2
+    assert "--gateway" in ran.err
+
+
+def test_an_address_is_not_broken_over_lines() -> None:
+    said = Console(width=80, file=io.StringIO())
+    rows = [("ollama", "http://127.0.0.1:11434", "up 0.33.0, 9 ms", "qwen3:8b, llama3.2:3b, mxbai-embed-large:latest")]
+    rows.append(("vllm", "http://127.0.0.1:18000", "DOWN: connect refused by the host", ""))
+    said.print(table(("name", "endpoint", "state", "models"), rows, whole=("endpoint",)))
+    shown = said.file.getvalue()  # type: ignore[attr-defined]  # the text file that it was given
+    assert "http://127.0.0.1:11434 " in shown
+    assert "http://127.0.0.1:18000 " in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_every_command_is_listed() -> None:

@@ -33,6 +33,7 @@ from memos_llm.core.outcome import Kind
 from memos_llm.core.policy import ProviderSpec
 from memos_llm.core.ports import LLMProvider
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk, ToolCall
+from memos_llm.providers import joined as joins
 from memos_llm.providers.joined import JoinedTransport
 from memos_llm.providers.typed import TypedProvider
 from memos_llm.testing import Recorder
@@ -307,6 +308,45 @@ async def test_a_number_of_vectors_other_than_of_texts_is_malformed() -> None:
 
 
 # --- leaving, closing, health -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("wrong", [{"text": 5}, {"reasoning": ["x"]}])
+async def test_text_that_is_none_fails_the_attempt_and_never_reaches_the_caller(
+    wrong: dict[str, Any], stream: bool
+) -> None:
+    given: dict[str, Any] = {"text": "", "finish_reason": "stop", **wrong}
+    theirs = Theirs(LLMResponse(**given), [StreamChunk(**given)])
+    with pytest.raises(AttemptFailed) as caught:
+        await read(theirs, request(stream=stream))
+    assert caught.value.outcome.kind is Kind.MALFORMED
+
+
+async def test_vectors_that_json_cannot_say_fail_the_attempt() -> None:
+    class Broken(Theirs):
+        async def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResponse:
+            return EmbeddingResponse(vectors=[[0.5, float("nan")]])
+
+    with pytest.raises(AttemptFailed) as caught:
+        await read(Broken(), request(Wire.OPENAI_EMBEDDINGS, input=["a"]))
+    assert caught.value.outcome.kind is Kind.MALFORMED
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_provider_that_cannot_be_closed_is_told_of_and_left(
+    monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    class Broken(Theirs):
+        async def aclose(self) -> None:
+            if hangs:
+                await asyncio.Event().wait()
+            raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(joins, "CLOSING_S", 0.01)
+    bus, told = Bus(), Recorder()
+    bus.subscribe("told", told)
+    await transport(Broken(), bus).aclose()
+    assert [event.error for event in told.of(InternalError)] == ([] if hangs else ["RuntimeError"])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -159,6 +159,14 @@ def test_its_exceptions_become_outcomes(error: Exception, kind: Kind, words: str
     assert "prompt" not in str(failed)
 
 
+@pytest.mark.parametrize("prefix", ["openai/", "hosted_vllm/", "ollama/"])
+async def test_a_dead_server_counts_as_one_whatever_the_prefix(prefix: str) -> None:
+    provider = LiteLLMProvider(model="m", model_prefix=prefix, base_url="http://127.0.0.1:1/v1", api_key=KEY)
+    with pytest.raises(memos_llm.Unavailable) as caught:
+        await provider.generate("Why?")
+    assert "connect (refused)" in str(caught.value)
+
+
 async def test_the_configured_kind_serves_as_a_candidate(emulator: VllmEmulator, tmp_path: Path) -> None:
     async with OllamaEmulator(port=0, models=["qwen3:8b"]) as ollama:
         changes: dict[str, Any] = {

@@ -32,7 +32,7 @@ from memos_llm.emulators import Emulator, OllamaEmulator, VllmEmulator
 from memos_llm.providers import KINDS, AiohttpClient, open_transport
 from memos_llm.providers.joined import JoinedTransport
 from memos_llm.providers.litellm import LiteLLMProvider
-from memos_llm.providers.typed import TypedProvider
+from memos_llm.providers.typed import TypedProvider, VllmProvider
 
 PLUGIN = Path(__file__).parents[1] / "library" / "plugin"
 
@@ -156,3 +156,13 @@ async def test_leaving_a_typed_provider_is_seen_upstream(
         await leave(over, emulator, stream)
         await until(lambda: emulator.counters.aborted == 1)
         await over.aclose()
+
+
+async def test_a_text_that_is_too_long_is_cut_as_on_the_routed_path() -> None:
+    async with VllmEmulator(port=0, models=[MODEL], task="embed", max_model_len=64) as vllm:
+        provider = VllmProvider(vllm.url, model=MODEL)
+        try:
+            answer = await provider.embed(["word " * 500])
+        finally:
+            await provider.aclose()
+    assert len(answer.vectors) == 1

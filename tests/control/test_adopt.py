@@ -108,7 +108,7 @@ LATCHED = cut().command.apply(OLD, 1.0)
     [
         (OLD, Shift(provider="v", share_ppm=500_000), {"human", "plan"}),
         (OLD, Shift(provider="v", share_ppm=100_000), {"human", "plan", "guard", "operator"}),
-        (OLD, Shift(provider="v", share_ppm=500_000, scope="synthesis"), {"human", "plan"}),
+        (OLD, Shift(provider=OLD.candidate, share_ppm=500_000, scope="synthesis"), {"human", "plan"}),
         (OLD, cut().command, {"human", "plan", "guard", "operator"}),
         (LATCHED, Rearm(provider="v", force=True, reason="x"), {"human"}),
     ],

@@ -210,3 +210,22 @@ def test_no_edit_that_overtakes_a_rollback_beats_it(edit: Command) -> None:
     with contextlib.suppress(Refused):
         flags = run(flags, edit)
     assert run(flags, rollback()).share_ppm("synthesis") == 0
+
+
+def other(share_ppm: int, scope: str = GLOBAL) -> Shift:
+    return Shift(provider="third", share_ppm=share_ppm, scope=scope)
+
+
+def test_the_shares_are_one_provider_s() -> None:
+    flags = run(fresh("i", "s"), shift(300_000))
+    assert flags.candidate == "vllm"
+    with pytest.raises(Refused, match=r"the share of \* is vllm's"):
+        run(flags, other(100_000, "synthesis"))
+    assert run(flags, other(100_000)).candidate == "third"  # everything, and so nothing of vllm's is left
+    assert run(flags, other(0), other(100_000, "synthesis")).candidate == "third"
+
+
+def test_a_share_of_embeddings_that_is_another_s_stands_in_the_way() -> None:
+    anew = Shift(provider="vllm", share_ppm=PPM, scope=EMBEDDING, new_index=True)
+    with pytest.raises(Refused, match="the share of embedding is vllm's"):
+        run(fresh("i", "s"), anew, other(100_000))

@@ -173,6 +173,20 @@ def test_what_a_call_needs(wire: Wire, body: dict[str, Any], needs: Feature) -> 
     assert parse(wire, {"model": "m"} | body).needs == needs
 
 
+@pytest.mark.parametrize(
+    ("wire", "body", "needs"),
+    [
+        (Wire.OLLAMA_CHAT, b'{"model": "m", "messages": [ ]}', Feature.LOAD),
+        (Wire.OLLAMA_CHAT, b'{"model": "m", "messages": [\n  ]}', Feature.LOAD),
+        (Wire.OLLAMA_EMBED, b'{"model": "m", "input": [ ]}', Feature.LOAD),
+        (Wire.OLLAMA_GENERATE, b'{"model": "m", "prompt": "p", "context": [ ]}', Feature.NONE),
+        (Wire.OLLAMA_CHAT, b'{"model": "m", "messages": [ {} ]}', Feature.NONE),
+    ],
+)
+def test_an_empty_list_is_empty_however_it_is_written(wire: Wire, body: bytes, needs: Feature) -> None:
+    assert DIALECTS[wire].parse(body).needs == needs
+
+
 def test_a_load_call_never_streams() -> None:
     assert parse(CHAT, {"model": "m", "stream": True}).stream is False
 

@@ -239,7 +239,13 @@ ROWS = [
     Row("embed-nothing", EMBED, {"input": []}, {}, None),
     Row("embed-truncate-false", EMBED, {"input": "x", "truncate": False}, {"truncate_prompt_tokens": ABSENT}),
     Row("embed-dimensions", EMBED, {"input": "x", "dimensions": 2}, {"dimensions": ABSENT}),
-    Row("embeddings-one", EMBEDDINGS, {"prompt": "x"}, {"input": "x", "truncate_prompt_tokens": ABSENT}),
+    Row(
+        "embeddings-one",
+        EMBEDDINGS,
+        {"prompt": "x"},
+        {"input": "x", "truncate_prompt_tokens": ABSENT},
+        told=("approximated:embedding",),
+    ),
 ]
 
 

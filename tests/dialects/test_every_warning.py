@@ -1,6 +1,6 @@
 """Every warning that the code can give is provoked here; a new one without a case fails."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as with_
 from stack import VLLM_MODEL, Stack, open_stack
 
-from memos_llm.config.settings import KIND_REPAIRS
 from memos_llm.core.call import ModelSettings, Quirk, Target, Thinking, Wire
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.dialects.codecs import CODECS, report
+from memos_llm.dialects.codecs.repairs import BY_KIND
 
 OPENAI, COMPLETION, EMBEDDINGS = Wire.OPENAI_CHAT, Wire.OPENAI_COMPLETION, Wire.OPENAI_EMBEDDINGS
 CHAT, GENERATE = Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE
@@ -89,6 +89,8 @@ CASES: dict[str, Case] = {
     "dropped:parallel_tool_calls": ollama(tools=TOOLS, parallel_tool_calls=False),
     "dropped:functions": ollama(functions=[{}]),
     "dropped:function_call": ollama(function_call={"name": "f"}),
+    "dropped:reasoning_effort": Case("vllm", OPENAI, {"reasoning_effort": "none"}, thinking=Thinking.THINKING),
+    "dropped:reasoning": vllm(OPENAI, reasoning={"effort": "none"}),
     "dropped:response_format": ollama(response_format={"type": "structural_tag"}),
     "dropped:modalities": ollama(modalities=["text", "audio"]),
     "dropped:top_k": ollama(top_k=4),
@@ -123,6 +125,7 @@ CASES: dict[str, Case] = {
     "dropped:use_activation": ollama(EMBEDDINGS, input="x", use_activation=False),
     "dropped:messages": ollama(EMBEDDINGS, messages=USER),
     "approximated:prompt": vllm(COMPLETION, max_tokens=5),
+    "approximated:embedding": vllm(Wire.OLLAMA_EMBEDDINGS),
     "estimated:eval_duration": vllm(stream=False),
     "repaired:defaults": Case("vllm", OPENAI, {}, defaults={"temperature": 0.8}),
     "repaired:tools": vllm(OPENAI, tools=[]),
@@ -150,9 +153,7 @@ def told(case: Case) -> tuple[bytes, bytes, tuple[str, ...]]:
     codec = CODECS.find(call, offer)
     if codec is None:
         raise NotCarriedError(case)
-    target = Target(
-        case.kind, "m", ModelSettings(case.thinking, defaults=case.defaults, repairs=KIND_REPAIRS[case.kind])
-    )
+    target = Target(case.kind, "m", ModelSettings(case.thinking, defaults=case.defaults, repairs=BY_KIND[case.kind]))
     request, warnings = codec.request(call, target, offer)
     return call.body, request.body, warnings
 
@@ -164,6 +165,30 @@ def test_a_warning_is_given(warning: str) -> None:
 
 def test_no_case_is_left_of_a_warning_that_is_gone() -> None:
     assert set(CASES) | AT_THE_GATEWAY == set(report.warnings())
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"options": {"num_ctx": 9}},
+        {"num_ctx": 9},
+        {"think": False},
+        {"format": "json"},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
+        {"modalities": ["text", "audio"]},
+        {"repeat_penalty": 1.1},
+    ],
+    ids=lambda lost: next(iter(lost)),
+)
+@pytest.mark.parametrize("kind", [ollama, vllm])
+def test_what_neither_reads_is_said_of_both(kind: Callable[..., Case], lost: dict[str, Any]) -> None:
+    assert told(kind(OPENAI, **lost))[2] == (f"dropped:{next(iter(lost))}",)
+
+
+def test_a_default_that_the_back_end_will_not_read_is_said() -> None:
+    filled = Case("ollama", OPENAI, {}, defaults={"temperature": 0.6, "top_k": 20})
+    assert told(filled)[2] == ("repaired:defaults", "dropped:top_k")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("dropped:") and CASES[name].wire is OPENAI])
@@ -182,6 +207,8 @@ def test_what_is_left_out_in_silence_is_sent_all_the_same(name: str) -> None:
         ollama(COMPLETION, echo=False, best_of=1, n=1, logprobs=None, user="u"),
         ollama(EMBEDDINGS, input="x", encoding_format="base64", dimensions=5, user="u", truncate_prompt_tokens=-1),
         ollama(CHAT, keep_alive=5, options={"num_ctx": 9, "mirostat": 1}, think=True, n=3, top_k=4),
+        Case("vllm", OPENAI, {"reasoning_effort": "none"}, thinking=Thinking.ENABLE_THINKING),
+        Case("vllm", OPENAI, {"reasoning_effort": "low"}, thinking=Thinking.THINKING),
         vllm(OPENAI, n=2, logit_bias={"1": 1}, top_k=4, keep_alive=5, structured_outputs={"json": {}}),
         vllm(CHAT, keep_alive=5, options={"num_ctx": 4096, "num_gpu": 1, "mirostat": 0, "tfs_z": 1.0}),
         Case("vllm", OPENAI, {"guided_json": {"type": "object"}}, quirks=Quirk.GUIDED),

@@ -273,7 +273,8 @@ def test_only_the_top_level_model_is_rewritten(raw: bytes, rewritten: bytes) -> 
         (sse(chunk({"content": None, "tool_calls": [{"index": 0}]})), Part.CONTENT),
         (sse(chunk({"content": "x"}, "length")), Part.CONTENT | Part.FINISH),
         (sse({"choices": [{"text": "x", "finish_reason": None}]}), Part.CONTENT),
-        (sse({"choices": [{"text": "", "finish_reason": None}], "usage": {"prompt_tokens": 0}}), Part.PREAMBLE),
+        (sse({"choices": [{"text": "", "finish_reason": None}], "usage": {"prompt_tokens": 0}}), Part.CONTENT),
+        (sse({"choices": [{"text": "", "finish_reason": "stop"}]}), Part.FINISH),
         (sse(chunk({"content": "x"}), chunk({}, "stop"), USAGE, "[DONE]"), EVERYTHING),
     ],
 )

@@ -85,6 +85,13 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "keep_alive": ({"keep_alive": "1h"}, {"keep_alive": "1h"}),
     "think": ({"think": "high"}, {"think": "high"}),
     "reasoning_effort": ({"reasoning_effort": "xhigh"}, {"think": "max"}),
+    "reasoning_effort-ultra": ({"reasoning_effort": "ultra"}, {"think": "max"}),
+    "reasoning_effort-empty": ({"reasoning_effort": ""}, {}),
+    "reasoning": ({"reasoning_effort": "high", "reasoning": {"effort": "none"}}, {"think": False}),
+    "reasoning-no-effort": ({"reasoning_effort": "high", "reasoning": {"summary": "auto"}}, {"think": "high"}),
+    "max_tokens-negative": ({"max_tokens": -1}, {"options": {"num_predict": -1}}),
+    "stop-no-text": ({"stop": 5}, {}),
+    "stop-some-text": ({"stop": [1, "x"]}, {"options": {"stop": ["x"]}}),
     "reasoning_effort-none": ({"reasoning_effort": "none"}, {"think": False}),
     "json_object": ({"response_format": {"type": "json_object"}}, {"format": "json"}),
     "json_schema": (
@@ -143,6 +150,8 @@ def test_what_another_target_may_do_is_left_to_it(more: dict[str, Any]) -> None:
     [
         {"max_tokens": 0},
         {"max_tokens": "many"},
+        {"messages": []},  # never a call to load the model
+        {"messages": None},
         {"reasoning_effort": "utmost"},
         {"response_format": {"type": "json_schema"}},
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]}]},

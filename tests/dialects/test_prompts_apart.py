@@ -190,6 +190,17 @@ def test_one_answer_that_fails_fails_the_whole(bad: bytes, kind: Kind, place: in
     assert failed.value.outcome.kind is kind
 
 
+@pytest.mark.parametrize(("prompt", "passed_on"), [(["a", "b"], False), (["a"], True)])
+def test_an_unfinished_answer_to_one_of_several_prompts_is_not_passed_on_as_the_whole(
+    prompt: list[str], passed_on: bool
+) -> None:
+    """Ollama's repeat guard ends an answer so; alone it would be the caller's as it is."""
+    unfinished = msgspec.json.encode(event(3, "x"))
+    with pytest.raises(AttemptFailed) as failed:
+        together(completion(prompt), [[unfinished]])
+    assert (failed.value.outcome.kind, bool(failed.value.client_body)) == (Kind.TRUNCATED, passed_on)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.booleans(), st.lists(st.lists(st.binary(max_size=40), max_size=3), min_size=2, max_size=2))
 def test_random_bytes_fail_as_an_attempt(streams: bool, answers: list[list[bytes]]) -> None:

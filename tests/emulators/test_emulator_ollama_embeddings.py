@@ -181,6 +181,19 @@ async def test_v1_gives_floats_or_base64_and_takes_an_empty_text(emu: OllamaEmul
         assert struct.unpack("<4f", base64.b64decode(other["embedding"])) == pytest.approx(one["embedding"], abs=1e-7)
 
 
+@pytest.mark.parametrize(("path", "given"), [(EMBED, ["a", ""]), (V1, ""), (V1, ["a", ""])])
+async def test_a_chat_model_has_nothing_to_embed_in_an_empty_text(emu: OllamaEmulator, path: str, given: Any) -> None:
+    refused = await ask(emu.url, "POST", path, model="llama3.2:3b", input=given)
+    text = "Failed to create new sequence: no input provided"
+    assert refused.status == 500
+    assert refused.json["error"] == (text if path == EMBED else error_of(text))
+    assert (await ask(emu.url, "POST", path, model=MODEL, input=given)).status == 200  # its tokenizer adds two tokens
+
+
+def error_of(text: str) -> dict[str, Any]:
+    return {"message": text, "type": "api_error", "param": None, "code": None}
+
+
 async def test_a_chat_model_embeds_too_in_a_space_of_its_own(emu: OllamaEmulator) -> None:
     chat = (await ask(emu.url, "POST", EMBED, model="llama3.2:3b", input=CAT)).json["embeddings"][0]
     own = (await ask(emu.url, "POST", EMBED, model=MODEL, input=CAT)).json["embeddings"][0]

@@ -38,7 +38,7 @@ async def test_completion_goes_through_the_chat_template(emu: OllamaEmulator) ->
     got = await ask(emu.url, "POST", COMPLETIONS, model=MODEL, prompt="hi", logprobs=3)
     assert got.headers["content-type"] == "application/json"
     body = got.json
-    assert list(body) == ["id", "object", "created", "choices", "model", "system_fingerprint", "usage"]
+    assert list(body) == ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"]
     assert body["choices"] == [{"text": answer.text, "index": 0, "finish_reason": "stop"}]
     assert body["usage"]["prompt_tokens"] == answer.prompt_tokens
     assert body["usage"]["completion_tokens"] == answer.completion_tokens

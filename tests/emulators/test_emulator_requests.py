@@ -109,7 +109,7 @@ TEXT: dict[str, Any] = {"model": "m", "prompt": ["x", "y"], "max_tokens": 5, "st
 
 EMBED: dict[str, Any] = {
     "model": "m",
-    "input": ["x", ""],
+    "input": ["x", "y"],
     "truncate": False,
     "dimensions": 3,
     "keep_alive": "5m",

@@ -41,6 +41,7 @@ async def test_the_answer_has_vllm_s_shape(emu: VllmEmulator) -> None:
         "total_tokens": 3,
         "completion_tokens": 0,
         "prompt_tokens_details": None,
+        "completion_tokens_details": None,
     }
     assert embeddings(got) == [vector("vllm", MODEL, "a b", DIMENSION)]
     assert math.isclose(math.hypot(*embeddings(got)[0]), 1.0)

@@ -48,6 +48,19 @@ async def test_adapters_are_listed_under_their_parent_and_answer_by_name(emu: Vl
 # -- completions
 
 
+async def test_a_streamed_completion_has_vllm_s_chunks(emu: VllmEmulator) -> None:
+    nulls = {"logprobs": None, "stop_reason": None, "prompt_token_ids": None, "token_ids": None}
+    for counted in (False, True):
+        asked = {"model": MODEL, "prompt": "hi", "stream": True, "stream_options": {"include_usage": counted}}
+        got = await ask(emu.url, "POST", TEXT, asked)
+        first, finish = got.events[0], next(e for e in got.events if e["choices"][0]["finish_reason"])
+        assert first["choices"] == [{"index": 0, "text": first["choices"][0]["text"], "finish_reason": None, **nulls}]
+        assert "usage" not in first
+        assert ("system_fingerprint" in finish) is not counted
+        if counted:
+            assert list(got.events[-2])[-3:] == ["choices", "usage", "system_fingerprint"]
+
+
 async def test_prompts_of_every_kind_have_choices_in_order(emu: VllmEmulator) -> None:
     ids = [(await ask(emu.url, "POST", "/tokenize", prompt=text)).json["tokens"] for text in ("one two", "three")]
     said = [expected("vllm", raw(text), max_tokens=16).text for text in ("one two", "three")]
@@ -68,6 +81,7 @@ async def test_prompts_of_every_kind_have_choices_in_order(emu: VllmEmulator) ->
         ({"prompt": ["a", ""]}, None),
         ({"prompt": [[]]}, None),
         ({"prompt": "a", "suffix": "b"}, None),
+        ({"prompt": "a", "suffix": ""}, None),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": {"a": 1}}, "body.prompt"),

@@ -16,7 +16,7 @@ from memos_llm.emulators.vllm_types import Unfit, flag, number, whole
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, 2, -1, 5.0, 5.5, math.inf, "5", " 5 ", "+5", "-5.0", "5.", "5.5", "1_000", "_1", "", "x",
-    "1e3", "yes", "NO", "on", "t", "F", "1", 1.0, 2.0, [], [1], {}, "nan", "5.00", "5_0.0",
+    "1e3", "yes", "NO", "on", "t", "F", "1", 1.0, 2.0, [], [1], {}, "nan", "5.00", "5_0.0", " 0_0",
 ]  # fmt: skip
 READERS: list[tuple[Any, Any]] = [(int, whole), (float, number), (bool, flag)]
 

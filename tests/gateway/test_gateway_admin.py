@@ -122,6 +122,49 @@ async def test_the_history_names_the_key(keyed: Stack) -> None:
     assert entry["revision"] == changed.json()["revision"] == keyed.runtime.live.current().revision
 
 
+async def test_a_reason_is_kept_as_one_short_line(stack: Stack) -> None:
+    async with Admin(stack, token()) as client:
+        for reason in ("a\x1b[2Jb\x00\n\u202ec ", "x" * 60_000):
+            assert (await client.post("rollback", json={"reason": reason, "wait_s": 0})).status_code == 200
+        long, odd = [entry["reason"] for entry in (await client.get("history?limit=2")).json()["entries"]]
+    assert odd == "a [2Jb c"
+    assert len(long) == 500
+
+
+async def test_the_events_of_a_key_that_is_gone_end(keyed: Stack) -> None:
+    async with Admin(keyed, key("read")) as client, client.stream("GET", "events") as stream:
+        lines = stream.aiter_lines()
+        assert (await anext(lines)).startswith(":")
+        settings = keyed.runtime.settings
+        left = tuple(entry for entry in settings.gateway.api_keys if entry.id != "k-read")
+        gateway = settings.gateway.model_copy(update={"api_keys": left})
+        await keyed.runtime.adopt(settings.model_copy(update={"gateway": gateway}))
+        async with asyncio.timeout(5):
+            assert [line async for line in lines if line] == []
+        assert (await client.get("status")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("OPTIONS", "/admin/v1/shift", {}, 405),
+        ("GET", "/admin/v2", {}, 404),
+        ("GET", "/admin/v1/status", {"host": "evil.example"}, 403),
+        ("GET", "/admin/v1/status", {"origin": "http://evil.example"}, 403),
+        ("GET", "/c/x/admin/v1/status", {"x-memos-hop": "1"}, 508),
+        ("POST", "/admin/v1/shift", {"content-encoding": "gzip"}, 415),
+    ],
+)
+async def test_what_is_refused_before_the_admin_api_is_told_in_its_words(
+    method: str, path: str, headers: dict[str, str], status: int, stack: Stack
+) -> None:
+    async with stack.client() as client:
+        answer = await client.request(method, path, headers={**headers, **bearer(token())})
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "code", "name"}
+    assert answer.json()["error"]["code"] == answer.headers["x-memos-error-code"]
+
+
 @pytest.mark.parametrize(
     ("path", "content", "status", "says"),
     [
@@ -139,6 +182,7 @@ async def test_the_history_names_the_key(keyed: Stack) -> None:
         ("rollback", b'{"componnt":"x"}', 400, "did you mean component?"),
         ("rollback", b"[]", 400, "object"),
         ("rollback", b"{", 400, "not JSON"),
+        ("rollback", b'{"reason":"\xff"}', 400, "not JSON"),
         ("rollback", b"[" * 60_000, 400, "not JSON"),
         ("rollback", b" " * 70_000, 413, "larger"),
         ("rearm", b"{}", 409, "not latched"),

@@ -121,6 +121,18 @@ async def test_a_stream_ends_with_the_server_and_is_forgotten() -> None:
     assert await asyncio.wait_for(waiting, 5) == b"the end"
 
 
+async def test_a_stream_ends_when_the_keys_change_and_a_new_one_may_be_opened() -> None:
+    keys = ("a",)
+    feed = Feed(Bus(), lambda: False, keys=lambda: keys)
+    lines = feed.open().lines()
+    assert await anext(lines)
+    waiting = asyncio.ensure_future(anext(lines, b"the end"))
+    await asyncio.sleep(0)
+    keys = ("b",)
+    assert await asyncio.wait_for(waiting, 5) == b"the end"
+    assert await anext(feed.open().lines())
+
+
 async def test_there_are_only_so_many_listeners() -> None:
     feed = Feed(Bus(), lambda: False)
     opened = [feed.open().lines() for _ in range(MOST)]

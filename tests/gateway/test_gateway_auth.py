@@ -15,8 +15,11 @@ from stack import Stack, open_stack
 from memos_llm.core.errors import ConfigError, Overloaded
 from memos_llm.core.events import RequestEnded, RequestRefused
 from memos_llm.gateway.admin_token import admin_token
+from memos_llm.gateway.app import OWN
 from memos_llm.gateway.auth import Buckets
+from memos_llm.gateway.inference import WIRES
 from memos_llm.gateway.principal import Principal
+from memos_llm.gateway.rights import MANAGEMENT, OPEN
 from memos_llm.gateway.rules import Key
 from memos_llm.testing import ManualClock
 
@@ -91,11 +94,17 @@ ROUTES: dict[str, tuple[str, str, Any, frozenset[str], frozenset[str]]] = {
             ("delete, with a component", "DELETE", "/c/a/api/delete", {"model": "nobody"}),
             ("blobs", "POST", "/api/blobs/sha256:0", None),
             ("me", "POST", "/api/me", None),
+            ("sign in", "POST", "/api/signin", None),
             ("sign out", "POST", "/api/signout", None),
             ("cloud keys", "DELETE", "/api/user/keys/x", None),
             ("cloud search", "POST", "/api/experimental/web_search", {"query": "x"}),
             ("lora", "POST", "/v1/load_lora_adapter", {"lora_name": "x"}),
+            ("lora, away", "POST", "/v1/unload_lora_adapter", {"lora_name": "x"}),
             ("an encoded path", "POST", "/api/%70ush", {"model": "x"}),
+            ("an encoded slash", "POST", "/api%2Fpush", {"model": "x"}),
+            ("a slash behind it", "POST", "/c/a/s/b/api/push/", {"model": "x"}),
+            ("another method", "PATCH", "/api/push", None),
+            ("a deletion of whatever", "DELETE", "/v1/responses/x", None),
         ]
     },
 }
@@ -139,6 +148,14 @@ async def test_every_scope_does_exactly_what_it_says(keyed: bool, tmp_path: Path
 
 
 CODES = {"ERR_5111", "ERR_5112"}
+
+
+def test_no_route_is_missing_from_the_table() -> None:
+    asked = {path for _, path, *_ in ROUTES.values()}
+    known = {*OWN, *WIRES, *MANAGEMENT, *OPEN}
+    assert {
+        route for route in known if not any(path == route or path.startswith(f"{route}/") for path in asked)
+    } == set()
 
 
 @pytest.mark.parametrize(

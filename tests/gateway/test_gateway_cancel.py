@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stack import Stack, open_stack, until
+
+from memos_llm.gateway import server
 
 LIMIT_S = 0.25
 DIALECTS = {
@@ -73,3 +76,41 @@ async def test_a_client_that_leaves_while_a_fallback_is_tried_is_gone_too(tmp_pa
         assert await leave(stack, "/api/chat", True, 0, stack.ollama) <= 5.0
         await stack.ended()
         assert stack.attempts() == [("vllm", "server"), ("ollama", "cancelled")]
+
+
+async def ask_for_much(stack: Stack) -> socket.socket:
+    """A client with small buffers that asks for a long stream and has read nothing of it yet."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", int(stack.url.rpartition(":")[2])))
+    messages = [{"role": "user", "content": "words:100000"}]
+    body = json.dumps({"model": "qwen3:8b", "messages": messages, "stream": True}).encode()
+    await loop.sock_sendall(
+        client, b"POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+    )
+    await loop.sock_sendall(client, body)
+    return client
+
+
+async def test_who_reads_nothing_is_cut_and_who_reads_slowly_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "STUCK_S", 0.3)
+    async with open_stack(tmp_path, ollama={"inter_token_s": 0.0}) as stack:
+        slow, deaf = await ask_for_much(stack), await ask_for_much(stack)
+
+        async def read_on() -> None:
+            while await asyncio.get_running_loop().sock_recv(slow, 16384):
+                await asyncio.sleep(0.01)
+
+        reading = asyncio.create_task(read_on())
+        (end,) = await stack.ended()
+        assert end.outcome.kind.value == "cancelled"
+        await until(lambda: stack.ollama.counters.in_flight == 1)
+        assert not reading.done()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        deaf.close()
+        slow.close()

@@ -94,15 +94,53 @@ async def test_only_web_pages_of_this_machine_are_let_in(
 
 
 async def test_configured_origins_replace_the_local_ones(tmp_path: Path) -> None:
-    async with open_stack(tmp_path, config={"gateway": {"cors_origins": ["https://app.example"]}}) as stack:
-        codes = [(await get(stack, origin=o)).status_code for o in ("https://app.example", "http://localhost:3000")]
-        assert codes == [200, 403]
+    async with open_stack(tmp_path, config={"gateway": {"cors_origins": ["https://App.example/", "null"]}}) as stack:
+        asked = ("https://app.example", "http://localhost:3000", "null")
+        assert [(await get(stack, origin=o)).status_code for o in asked] == [200, 403, 403]
         assert (await get(stack, origin=stack.url)).status_code == 200  # its own pages
 
 
 async def test_a_cross_site_request_without_an_origin_is_refused(stack: Stack) -> None:
     assert (await get(stack, sec_fetch_site="cross-site")).status_code == 403
+    assert (await get(stack, sec_fetch_site="Cross-Site")).status_code == 403
     assert (await get(stack, sec_fetch_site="same-origin")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("host", "evil.example", "localhost"),
+        ("origin", "http://evil.example", "http://localhost"),
+        ("sec-fetch-site", "cross-site", "none"),
+        ("authorization", "Bearer a", "Bearer b"),
+        ("x-memos-provider", "a", "b"),
+    ],
+)
+async def test_a_header_that_decides_is_there_once(name: str, first: str, second: str, stack: Stack) -> None:
+    host = "" if name == "host" else "host: localhost\r\n"
+    head = f"GET /api/version HTTP/1.1\r\n{host}{name}: {first}\r\n{name}: {second}\r\nconnection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(stack.url.rpartition(":")[2]))
+    writer.write(head.encode())  # no client of ours would send that
+    answer = (await asyncio.wait_for(reader.read(), 5)).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 400")
+    assert f"the header {name} is there 2 times" in answer
+    async with stack.client() as client:
+        assert (await client.get("/", headers=[("accept", "a"), ("accept", "b")])).status_code == 200
+
+
+async def test_a_page_can_read_why_it_was_refused(tmp_path: Path) -> None:
+    async with open_stack(tmp_path, config={"gateway": {"api_keys": [KEY]}}) as stack:
+        answer = await get(stack, "/api/chat", origin="http://localhost:5173")
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == "http://localhost:5173"
+
+
+@pytest.mark.parametrize("path", ["/metrics/", "/health/", "/admin/v1", "/v1/models/"])
+async def test_nobody_is_sent_to_an_address_made_of_the_hosts_name(path: str, stack: Stack) -> None:
+    answer = await get(stack, path)
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 async def test_a_preflight_is_answered_without_a_key_on_any_path(tmp_path: Path) -> None:

@@ -179,6 +179,11 @@ async def test_an_answer_is_the_back_ends_own(path: str, body: Any, stream: bool
             expected = await direct.post(path, json=asked)
         got = await client.post(path, json=asked)
         assert (got.status_code, got.headers["content-type"]) == (200, expected.headers["content-type"])
+        assert (
+            got.headers.get("cache-control")
+            == expected.headers.get("cache-control")
+            == ("no-cache" if stream else None)
+        )
         assert got.text.count("\n") == expected.text.count("\n")
         assert not stack.vllm.requests
 
@@ -245,6 +250,12 @@ async def test_a_pull_of_a_known_name_has_nothing_to_do(name: str, tmp_path: Pat
         whole = await client.post("/api/pull", json={"name": name, "stream": False})
         assert whole.json() == {"status": "success"}
         assert not [request for request in stack.ollama.requests if request.path == "/api/pull"]
+
+
+async def test_a_pull_is_understood_in_any_case_as_ollama_does(stack: Stack) -> None:
+    async with stack.client() as client:
+        answer = await client.post("/api/pull", json={"Model": "qwen3:8b", "STREAM": False})
+    assert (answer.status_code, answer.json()) == (200, {"status": "success"})
 
 
 async def test_an_administrator_pulls_what_is_not_there(stack: Stack) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from stack import Stack, document, open_stack, settings, until
+from stack import VLLM_MODEL, Stack, document, open_stack, settings, until
 from test_gateway_process import LISTENING, open_site, running
 
 from memos_llm import providers, wiring
@@ -364,6 +364,29 @@ async def test_the_share_in_the_store_is_not_touched(tmp_path: Path) -> None:
         await write(routing={"share": 0.0})
         assert (await ask(stack)).headers["x-memos-provider"] == "vllm"
         assert stack.runtime.live.current().share_ppm(GLOBAL) == 1_000_000
+
+
+async def test_a_share_never_becomes_another_providers(tmp_path: Path) -> None:
+    async with following(tmp_path) as (stack, write, base):
+        known = base["providers"]
+        third = {
+            "candidate": "third",
+            "providers": {"ollama": known["ollama"], "third": known["vllm"]},
+            "models": {"qwen3:8b": {"third": VLLM_MODEL}},
+        }
+        await stack.shift(0.25)
+        for by_way_of_none in (False, True):
+            if by_way_of_none:
+                assert not (await write(candidate=None, models={})).stale
+            (said,) = (await write(**third)).errors
+            assert said.startswith("candidate: third would get what was set for vllm (* 0.25)")
+            assert "`llmctl shift --third 0`" in said
+            assert (await ask(stack, **{"x-memos-session": "s"})).headers["x-memos-provider"] in ("ollama", "vllm")
+        with pytest.raises(ConfigError, match=r"third would get what was set for vllm \(\* 0.25\)"):
+            await open_runtime(settings(tmp_path, {**base, **third}), kind="test")
+        await stack.shift(0.0)
+        assert not (await write(**third)).stale
+        await (await open_runtime(stack.runtime.settings, kind="test")).aclose()
 
 
 async def test_a_setting_that_needs_a_restart_is_named_and_the_rest_applies(tmp_path: Path) -> None:

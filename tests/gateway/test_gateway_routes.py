@@ -25,6 +25,16 @@ TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "text whole": ("/v1/completions", {"model": "qwen3:8b", "prompt": "Why?", "max_tokens": 30}),
     "text stream": ("/v1/completions", {"model": "qwen3:8b", "prompt": "Why?", "max_tokens": 30, "stream": True}),
 }
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "list stream": ("/v1/completions", TEXT["text stream"][1] | {"prompt": ["Why?", "How?"]}),
+    "raw stream": ("/api/generate", {"model": "qwen3:8b", "prompt": "Why?", "raw": True}),
+}
+ENDS = {
+    "text stream": "data: [DONE]",
+    "list stream": "data: [DONE]",
+    "raw stream": '"done":true',
+    "text whole": "usage",
+}
 BEFORE = [
     "refuse",
     "hang",
@@ -96,13 +106,14 @@ async def test_vectors_of_another_space_are_never_given_instead(case: str, tmp_p
 async def test_no_client_sees_a_candidate_that_fails_before_its_text(fault: str, tmp_path: Path) -> None:
     async with open_stack(tmp_path, config={"timeouts": LIMITS}) as stack:
         await stack.shift(1.0)
-        for case, (path, body) in TEXT.items():
+        for case, (path, body) in (TEXT | MORE).items():
             stack.vllm.faults.set(fault)
             response = await post(stack, path, body)
             assert response.status_code == 200, (case, response.text)
-            assert response.headers["x-memos-provider"] == "ollama"
-            assert ("data: [DONE]" in response.text) == (case == "text stream")
-        assert {end.outcome.kind.value for end in await stack.ended(len(TEXT))} == {"ok"}
+            told = {name: response.headers[f"x-memos-{name}"] for name in ("provider", "reason", "attempts")}
+            assert told == {"provider": "ollama", "reason": "split", "attempts": "2"}, case
+            assert ENDS[case] in response.text, case
+        assert [end.outcome.kind.value for end in await stack.ended(len(ENDS))] == ["ok"] * len(ENDS)
 
 
 @pytest.mark.parametrize("fault", ["cut_mid_stream", "stall_mid_stream", "error_mid_stream", "eof_without_done"])
@@ -141,6 +152,42 @@ async def test_whoever_leaves_a_text_is_gone_upstream_at_once(share: float, tmp_
         for path, body in TEXT.values():
             assert min([await leave(stack, path, body, emulator) for _ in range(3)]) <= 0.25
         assert {end.outcome.kind.value for end in await stack.ended(6)} == {"cancelled"}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_thousand_prompts_in_one_call_are_one_answer(streams: bool, tmp_path: Path) -> None:
+    """Of two tokens each, which a model that thinks spends on its thoughts: Ollama tells these by empty texts."""
+    async with open_stack(tmp_path) as stack:
+        prompts = [f"prompt {i}" for i in range(1000)]
+        asked = {"model": "qwen3:8b", "prompt": prompts, "max_tokens": 2, "stream": streams}
+        response = await post(stack, "/v1/completions", asked)
+        assert response.status_code == 200, response.text
+        texts = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+        assert not streams or texts.pop() == "[DONE]"
+        choices = [choice for text in texts for choice in json.loads(text)["choices"]]
+        assert [choice["index"] for choice in choices if choice["finish_reason"]] == list(range(1000))
+        (end,) = await stack.ended()
+        assert (end.outcome.kind.value, end.attempts) == ("ok", 1)
+
+
+async def test_a_list_of_prompts_that_fails_in_its_middle_ends_with_an_error(tmp_path: Path) -> None:
+    asked = {"model": "llama3.2:3b", "prompt": ["a"] * 50, "stream": True}
+    async with open_stack(tmp_path) as stack, stack.client() as client:
+        said = b""
+        async with client.stream("POST", "/v1/completions", json=asked) as response:
+            async for chunk in response.aiter_bytes():
+                if not said:
+                    stack.ollama.faults.set("status:code=500")
+                said += chunk
+        last = json.loads(said.split(b"\n\n")[-2].removeprefix(b"data: "))
+        assert (set(last), b"[DONE]" in said) == ({"error"}, False)
+        stack.ollama.faults.clear()
+        sent = stack.ollama.counters.requests["/v1/completions"]
+        async with client.stream("POST", "/v1/completions", json=asked | {"prompt": ["a"] * 500}) as response:
+            await anext(response.aiter_bytes())
+        ends = await stack.ended(2)  # and whoever leaves takes the rest of the list with him
+        assert [end.outcome.kind.value for end in ends] == ["server", "cancelled"]
+        assert stack.ollama.counters.requests["/v1/completions"] < sent + 250
 
 
 @pytest.mark.parametrize("case", VECTORS)

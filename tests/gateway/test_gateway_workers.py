@@ -1,6 +1,7 @@
 """`llmctl serve --workers N`: processes that share an address, a store and their metrics, and outlive each other."""
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -121,6 +122,29 @@ async def test_a_killed_worker_is_replaced_while_the_others_serve_and_nothing_co
         assert await server.ended(20) == 0
         assert list(metrics.iterdir()) == []
         assert {line["worker"] for line in server.lines("request")} <= {"1", "2", "3"}
+
+
+async def test_a_key_that_was_taken_away_is_unknown_to_a_killed_workers_successor_too(tmp_path: Path) -> None:
+    entries = [
+        {"id": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "scopes": ["inference"]}
+        for name in ("left", "gone")
+    ]
+    async with open_site(tmp_path, gateway={"api_keys": entries}) as site, fleet(site, 2) as server:
+
+        async def asks(key: str) -> int:
+            async with httpx.AsyncClient(timeout=20, headers={"x-api-key": key}) as client:
+                return (await client.get(f"{server.url}/v1/models")).status_code
+
+        assert await asks("gone") == 200
+        changed = document(site.ollama.url, site.vllm.url, tmp_path, gateway={"api_keys": entries[:1]})
+        settings(tmp_path, changed)
+        await until(lambda: len({line["worker"] for line in server.lines("config")}) == 2, 10)
+        before = pids(server)
+        for victim in before:
+            os.kill(victim, signal.SIGKILL)
+        await until(lambda: len(pids(server)) == 2 and not pids(server) & before, 10)
+        assert {await asks("gone") for _ in range(30)} == {401}  # the first answers of the successors
+        assert await asks("left") == 200
 
 
 async def test_signals_reach_every_worker_and_streams_are_finished(tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ def circle() -> list[Any]:
         ("messages", ask(object()), {}),
         ("messages", ask(SURROGATE), {}),
         ("messages", ask(circle()), {}),
+        ("messages", ask(None), {}),
+        ("messages", "Why?", {}),
+        ("messages", {"role": "user", "content": "Why?"}, {}),
+        ("messages", ["Why?"], {}),
         ("model", ask("Why?"), {"model": SURROGATE}),
         ("model", ask("Why?"), {"model": 7}),
         ("session", ask("Why?"), {"session": SURROGATE}),
@@ -100,6 +104,7 @@ async def test_a_stream_that_cannot_be_read_is_an_invalid_response(router: Route
     with pytest.raises(memos_llm.InvalidResponse) as caught:
         await anext(stream)
     assert (caught.value.provider, caught.value.request_id) == ("ollama", "req-7")
+    assert (caught.value.decision is not None, caught.value.attempts) == (True, 1)
 
 
 async def test_a_closed_router_says_so(router: Router) -> None:
@@ -115,6 +120,8 @@ async def test_an_unknown_option_is_told_with_the_nearest(router: Router) -> Non
         await router.chat(ask("Why?"), **{"temprature": 0.2})  # type: ignore[arg-type]  # what it is about
     with pytest.raises(memos_llm.BadRequest, match=r"^sesion: is no option; did you mean 'session'\?"):
         await router.embed(["a"], **{"sesion": "s"})  # type: ignore[arg-type]  # as above
+    with pytest.raises(memos_llm.BadRequest, match=r"^temperature: is no option; choices: component"):
+        await router.embed(["a"], **{"temperature": 0.2})  # type: ignore[arg-type]  # embeddings have none
 
 
 @pytest.mark.parametrize("texts", ["a", b"a", 5, [5], [SURROGATE], None])

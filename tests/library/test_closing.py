@@ -3,6 +3,9 @@
 import asyncio
 import gc
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -108,18 +111,81 @@ async def test_closing_cancels_a_stream_that_waits_to_be_pulled(ollama: OllamaEm
 
 
 async def test_a_stream_left_or_dropped_is_cancelled_upstream(ollama: OllamaEmulator, config: Settings) -> None:
-    ollama.timing.inter_token_s = 0.2
     router = await asyncio.to_thread(SyncRouter.open, config, probe=False)
 
-    def leave() -> None:
+    def leave() -> int:
+        router.generate("Why?")  # so that the model is loaded, and what is aborted from now on is the stream
+        before, ollama.timing.inter_token_s = ollama.counters.aborted, 0.2
         for _ in router.stream(QUESTION):
             break
+        return before
 
-    await asyncio.to_thread(leave)
+    before = await asyncio.to_thread(leave)
     gc.collect()
-    await until(lambda: ollama.counters.aborted == 1)
+    await until(lambda: ollama.counters.aborted == before + 1)
+    await until(lambda: not router._calls)
     assert router._streams == set()
     await asyncio.to_thread(router.close)
+
+
+async def test_closing_ends_what_is_under_way_and_counts_it_against_nobody(
+    ollama: OllamaEmulator, config: Settings
+) -> None:
+    ollama.timing.inter_token_s = 0.2
+    router = await memos_llm.Router.open(config, probe=False)
+    told = Recorder()
+    router._runtime.bus.subscribe("told", told)
+    stream = router.stream(QUESTION)
+    await anext(stream)
+    ollama.timing.ttft_s = 30.0
+    waiting = asyncio.create_task(router.chat(QUESTION))
+    pulling = router.stream(QUESTION)
+    pulls = asyncio.ensure_future(anext(pulling))
+    await until(lambda: ollama.counters.requests["/api/chat"] == 3)
+    await router.aclose()
+    for call in (waiting, pulls, asyncio.ensure_future(anext(stream))):
+        with pytest.raises(memos_llm.ControlError, match="closed"):
+            await call
+    assert waiting.cancelling() == 0
+    assert set(ends(told)) == {Kind.CANCELLED}
+
+
+async def test_a_cancellation_of_the_callers_own_stays_one(ollama: OllamaEmulator, config: Settings) -> None:
+    ollama.timing.ttft_s = 30.0
+    async with memos_llm.Router.open(config, probe=False) as router:
+        call = asyncio.create_task(router.chat(QUESTION))
+        await until(lambda: ollama.counters.requests["/api/chat"] == 1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+async def test_a_forked_process_is_told_to_open_its_own() -> None:
+    program = FORKING
+    ran = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ran.stdout.splitlines() == ["ControlError: open one after the fork", "parent closed"], ran.stderr
+
+
+FORKING = """
+import os
+from memos_llm import ControlError, SyncRouter
+from memos_llm.config import parse
+router = SyncRouter.open(parse(b"models: {m: {}}\\nstore: 'memory://'", {}), probe=False)
+child = os.fork()
+if not child:
+    try:
+        router.generate("Why?", timeout_s=1)
+    except ControlError as error:
+        print("ControlError:", str(error).split(": ")[-1], flush=True)
+    router.close()
+    os._exit(0)
+os.waitpid(child, 0)
+router.close()
+print("parent closed")
+"""
 
 
 @pytest.mark.filterwarnings("error")

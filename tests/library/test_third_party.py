@@ -126,8 +126,10 @@ async def test_a_stream_of_it_that_breaks_says_so(pair: Pair) -> None:
     pair.acme.faults.set("cut_mid_stream:after=4")
     async with Router.open(pair.config, probe=False) as router:
         await shift(router._runtime, 1.0)
-        with pytest.raises(memos_llm.StreamBroken):
+        with pytest.raises(memos_llm.StreamBroken) as caught:
             [chunk async for chunk in router.stream(QUESTION)]
+    assert caught.value.attempts == 1
+    assert caught.value.decision is not None
 
 
 async def test_leaving_a_stream_early_is_seen_by_its_back_end(pair: Pair) -> None:

@@ -38,6 +38,10 @@ CASES: list[tuple[int, str, Kind, str, str]] = [
     (500, '{"error":"option \\"num_ctx\\" must be of type integer"}', Kind.CLIENT, "option", 'option "num_ctx" must be of type integer'),  # noqa: E501
     (500, '{"error":"invalid format: \\"yaml\\"; expected \\"json\\" or a valid JSON Schema object"}', Kind.CLIENT, "option", 'invalid format: "yaml"; expected "json" or a valid JSON Schema object'),  # noqa: E501
     (500, '{"error":"invalid JSON schema in format"}', Kind.CLIENT, "option", "invalid JSON schema in format"),
+    (500, '{"error":"Failed to create new sequence: no input provided"}', Kind.CLIENT, "option", "Failed to create new sequence: no input provided"),  # noqa: E501
+    (500, '{"error":"Failed to create new sequence: out of memory"}', Kind.SERVER, "status", "Failed to create new sequence: out of memory"),  # noqa: E501
+    (500, '{"error":"the input length exceeds the context length"}', Kind.CLIENT, "option", "the input length exceeds the context length"),  # noqa: E501
+    (500, '{"error":"this model does not support embeddings"}', Kind.CONFIG, "not_supported", "this model does not support embeddings"),  # noqa: E501
     (502, "<html>", Kind.SERVER, "status", ""),
     (499, '{"error":"request canceled"}', Kind.SERVER, "gave_up", "request canceled"),
     (400, V % ("1 validation error(s):", "Bad Request"), Kind.CLIENT, "status", "1 validation error(s):"),

@@ -171,3 +171,9 @@ def test_the_decision_says_which_scope_epoch_and_revision_spoke() -> None:
 
 def test_targets_carry_what_a_codec_needs() -> None:
     assert judged(call(), flags(0)).targets[0] == Target("ollama", "qwen3:8b")
+
+
+def test_shares_that_were_set_for_another_provider_move_nothing() -> None:
+    given = replace(flags(PPM, synthesis=Scope(share_ppm=PPM)), candidate="other")
+    assert providers(judged(call(), given)) == providers(judged(call(), flags(0)))
+    assert providers(judged(call(), replace(given, candidate="vllm")))[0][0] == "vllm"

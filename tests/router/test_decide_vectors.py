@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from memos_llm.core.call import Call, Wire
+from memos_llm.core.call import Call, Feature, Wire
 from memos_llm.core.catalogue import Catalogue, Model, ProviderModel
 from memos_llm.core.decision import Decision, Offer, Reason
+from memos_llm.core.errors import NotOffered
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags, Latch, Scope, Verification, fresh
 from memos_llm.core.policy import Policy, Timeouts
 from memos_llm.router.decide import decide
@@ -90,6 +91,24 @@ def test_no_key_ever_splits_them(key: bytes, share_ppm: int) -> None:
 def test_a_candidate_without_the_route_leaves_them_where_they_are() -> None:
     decision = judged(call(), flags(PPM), vllm=WITHOUT)
     assert (decision.reason, chain(decision)) == (Reason.NOT_OFFERED, [OLD])
+
+
+@pytest.mark.parametrize("side", ["ollama", "vllm"])
+def test_the_pin_of_a_stage_that_chats_too_does_not_tear_a_models_vectors_apart(side: str) -> None:
+    pinned, indexing = replace(POLICY, pins={"synthesis": side}), call(component="synthesis")
+    assert chain(judged(indexing, flags(0, proof=None), pinned)) == [OLD]
+    assert chain(judged(indexing, flags(PPM, proof=None, new_index=True), pinned)) == [NEW]
+    equal = judged(indexing, flags(0), pinned)
+    assert (equal.reason, equal.targets[0].provider) == (Reason.PIN, side)
+
+
+def test_what_the_owner_of_a_new_index_does_not_offer_is_refused_not_filled_in_by_the_other() -> None:
+    anew = flags(PPM, proof=None, new_index=True)
+    with pytest.raises(NotOffered):
+        judged(call(), anew, vllm=WITHOUT)
+    loads = judged(call(needs=Feature.LOAD), anew, vllm=WITHOUT)  # holds no vector
+    assert (loads.reason, chain(loads)) == (Reason.NOT_OFFERED, [OLD])
+    assert chain(judged(call(), flags(PPM, new_index=True), vllm=WITHOUT)) == [OLD]  # proven equal
 
 
 def test_a_refusing_candidate_is_passed_over_only_for_equal_vectors() -> None:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from memos_llm.core.call import Frame, Usage
+from memos_llm.core.errors import AttemptFailed
 from memos_llm.dialects.codecs.decoder import CONTENT, END, FINISH, USAGE, WHOLE, StreamDecoder, WholeDecoder, malformed
 from memos_llm.dialects.codecs.passthrough import OpenAIReader
 from memos_llm.dialects.framing import Event, SseFramer
@@ -103,7 +104,12 @@ class _Part:
         return self._ending(b"", 0)
 
     def whole(self, body: bytes) -> Frame:
-        frame = self._reader.whole(body)
+        try:
+            frame = self._reader.whole(body)
+        except AttemptFailed as failure:
+            if self._index or not self._last:
+                failure.client_body = b""  # an answer to one of the prompts is none to the call
+            raise
         self._sum.add(frame.usage)
         document = _object(body)
         self._sum.template = self._sum.template or self._sum.named(document)

@@ -22,6 +22,9 @@ from memos_llm.dialects.jsons import FAILURES, decode_as, decode_optional, go_js
 
 _NS = 1_000_000_000
 
+RAW_LENGTH = "approximated:embedding"
+"""Of `/api/embeddings`: it gives what Ollama's runner computed, of any length; `/api/embed` normalises."""
+
 
 class EmbedToOpenAI:
     """Stateless; `clock` tells monotonic seconds."""
@@ -60,6 +63,7 @@ def _input(draft: Draft) -> None:
 
 def _prompt(draft: Draft) -> None:
     draft.body["input"] = draft.read("prompt", str)
+    draft.warnings.append(RAW_LENGTH)  # which models Ollama normalises here is known to its runner only
 
 
 def _truncate(draft: Draft) -> None:
@@ -96,7 +100,7 @@ EMBED: dict[str, Rule] = {
 """`/api/embed` to `/v1/embeddings`."""
 
 EMBEDDINGS: dict[str, Rule] = {
-    "prompt": Rule(_MAP, "input", _prompt, "one text; never cut, as on Ollama"),
+    "prompt": Rule(_MAP, "input", _prompt, f"one text; never cut, as on Ollama. Always with `{RAW_LENGTH}`"),
     **_COMMON,
 }
 """`/api/embeddings` to `/v1/embeddings`."""

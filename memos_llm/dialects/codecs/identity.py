@@ -35,7 +35,7 @@ from memos_llm.dialects.jsons import decode_as, decode_optional
 ANSWERS = OPENAI | {Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE}  # what a model says, and samples for
 
 APART, CUT = "prompt", "dimensions"  # the repairs that an answer has to know of too
-ONE_ANSWER = frozenset(kind for kind, silence in SILENCES.items() if "n" in silence.fields)
+ONE_ANSWER = frozenset(kind for kind, silences in SILENCES.items() if any("n" in each.fields for each in silences))
 """The kinds of provider that give one answer, however many are asked for."""
 
 
@@ -45,9 +45,9 @@ class Identity:
     def request(self, call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tuple[str, ...]]:
         head = dict(call.head)
         repairs = repaired(head, call, target, offer)
-        lost = dropped(head, call, target, offer)
         if _fill(head, call, target.settings.defaults):
             repairs.append(DEFAULTS)
+        lost = dropped(head, call, target, offer)  # also of what was just filled in
         edits = (_rename(head, call, target), _ask_usage(head, call))
         body = msgspec.json.encode(head) if head and (repairs or any(edits)) else call.body
         more = bodies_apart(head, prompts_apart(call.head)) if APART in repairs else ()

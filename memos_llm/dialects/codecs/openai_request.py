@@ -15,7 +15,7 @@ from memos_llm.core.call import Call, Target, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.dialects.codecs.repairs import DEFAULTS
 from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
-from memos_llm.dialects.jsons import decode_as
+from memos_llm.dialects.jsons import decode_as, decode_optional
 
 ROLES: Mapping[str, str] = {"developer": "system", "function": "tool"}
 """Roles that Ollama's templates do not know, and the ones they do."""
@@ -27,6 +27,7 @@ EFFORTS: Mapping[str, bool | str] = {
     "medium": "medium",
     "high": "high",
     "xhigh": "max",
+    "ultra": "max",
     "max": "max",
 }
 """`reasoning_effort` → `think`, as Ollama's own `/v1` has it (0.33 source)."""
@@ -56,7 +57,11 @@ def translate(call: Call, target: Target, offer: Offer) -> tuple[WireRequest, tu
 
 def asks_usage(call: Call) -> bool:
     """Whether the caller of a stream wants the usage chunk."""
-    return b'"include_usage":true' in bytes(call.head.get("stream_options", b"")).replace(b" ", b"")
+    try:
+        options = decode_optional(call.head.get("stream_options", Raw(b"null")), dict[str, Any]) or {}
+    except ValueError:
+        return False  # told where it is carried over
+    return options.get("include_usage") is True
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -84,6 +89,8 @@ class _Message(Struct):
 
 def _messages(draft: Draft) -> None:
     messages = draft.read("messages", list[_Message]) or []
+    if not messages:  # to Ollama's native wire that is a call to load the model
+        raise bad_request("[] is too short - 'messages'")
     names = {call.id: call.function.name for message in messages for call in message.tool_calls or ()}
     draft.body["messages"] = [_message(message, names) for message in messages]
 
@@ -175,19 +182,21 @@ def _row(key: str, name: str, kind: type[Any], policy: Policy = Policy.MAPPED, n
 
 
 def _max_tokens(draft: Draft) -> None:
-    """`max_completion_tokens` wins; 0 would never end on Ollama."""
+    """`max_completion_tokens` wins; 0 would never end on Ollama, what is negative means no limit there."""
     wanted = draft.read("max_completion_tokens", int)
     wanted = draft.read("max_tokens", int) if wanted is None else wanted
-    if wanted is not None and wanted < 1:
+    if wanted == 0:
         raise bad_request("max_tokens: must be at least 1")
     if wanted is not None:
         draft.body.setdefault(_OPTIONS, {})["num_predict"] = wanted
 
 
 def _stop(draft: Draft) -> None:
-    stops = draft.read("stop", list[str]) if bytes(draft.call.head["stop"]).startswith(b"[") else None
-    one = draft.read("stop", str) if stops is None else None
-    draft.body.setdefault(_OPTIONS, {})["stop"] = stops if one is None else [one]
+    """What is no text means nothing to Ollama's `/v1` (0.17.4, measured)."""
+    given = draft.read("stop", object)
+    stops = [text for text in (given if isinstance(given, list) else [given]) if isinstance(text, str)]
+    if stops:
+        draft.body.setdefault(_OPTIONS, {})["stop"] = stops
 
 
 def _native_options(draft: Draft) -> None:
@@ -253,8 +262,23 @@ def _response_format(draft: Draft) -> None:
         raise not_offered("response_format: of another type than text, json_object or json_schema")
 
 
+class _Reasoning(Struct):
+    effort: str | None = None
+
+
+def _reasoning(draft: Draft) -> None:
+    """The effort in the words of OpenAI's other API; it wins over `reasoning_effort`, as on Ollama's `/v1`."""
+    if (reasoning := draft.read("reasoning", _Reasoning)) is not None:
+        _think(draft, reasoning.effort or "")
+
+
 def _effort(draft: Draft) -> None:
-    effort = draft.read("reasoning_effort", str) or ""
+    _think(draft, draft.read("reasoning_effort", str) or "")
+
+
+def _think(draft: Draft, effort: str) -> None:
+    if not effort:
+        return
     if effort not in EFFORTS:
         raise bad_request(f"reasoning_effort: must be one of {', '.join(EFFORTS)}")
     draft.body["think"] = EFFORTS[effort]
@@ -271,7 +295,7 @@ _MAP, _APPROX, _DROP = Policy.MAPPED, Policy.APPROXIMATED, Policy.DROPPED
 
 CHAT: dict[str, Rule] = {
     "model": Rule(_MAP, "model", note="the back end's own name; answers echo the caller's spelling"),
-    "messages": Rule(_MAP, "messages", _messages, "parts become text and images, arguments an object"),
+    "messages": Rule(_MAP, "messages", _messages, "parts become text and images, arguments an object", True),
     "stream": Rule(_MAP, "stream"),
     "stream_options": Rule(_MAP, note="the usage chunk is made here"),
     "max_completion_tokens": Rule(_MAP, "options.num_predict", _max_tokens, "before max_tokens"),
@@ -292,6 +316,7 @@ CHAT: dict[str, Rule] = {
     "keep_alive": Rule(_MAP, "keep_alive", _as_is("keep_alive")),
     "think": Rule(_MAP, "think", _as_is("think")),
     "reasoning_effort": Rule(_MAP, "think", _effort),
+    "reasoning": Rule(_MAP, "think", _reasoning, "its `effort`, before reasoning_effort"),
     "response_format": Rule(_MAP, "format", _response_format),
     "tools": Rule(_MAP, "tools", _tools, "left out where tool_choice is none"),
     "tool_choice": Rule(_DROP, "", _tool_choice, "auto and none are kept; Ollama cannot be made to call"),

@@ -142,7 +142,10 @@ class OpenAIReader:
 
     def _bits(self, choice: _Choice) -> int:
         delta = choice.delta
-        bits = CONTENT if choice.text or (delta is not None and _has_content(delta)) else 0
+        thought = (
+            choice.text == "" and choice.finish_reason is None
+        )  # how Ollama tells a token of it on /v1/completions
+        bits = CONTENT if choice.text or thought or (delta is not None and _has_content(delta)) else 0
         if choice.finish_reason is not None:
             if choice.finish_reason in FAILED_FINISHES:
                 raise failed(None)

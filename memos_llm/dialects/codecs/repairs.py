@@ -212,6 +212,12 @@ REPAIRS: Mapping[str, Repair] = {
 }
 """Name → repair."""
 
+BY_KIND: Mapping[str, frozenset[str]] = {
+    "ollama": frozenset({"max_completion_tokens", "prompt", "ollama"}),
+    "vllm": frozenset({"max_tokens", "truncate_prompt_tokens", "dimensions", "encoding_format", "vllm"}),
+}
+"""Kind of provider → the optional repairs that it needs, and whose silences (`dialects.codecs.silence`) it keeps."""
+
 _BY_WIRE: Mapping[Wire, tuple[tuple[str, Repair], ...]] = {
     wire: tuple((name, repair) for name, repair in REPAIRS.items() if wire in repair.wires) for wire in Wire
 }

@@ -11,7 +11,7 @@ from memos_llm.dialects.codecs.identity import RAW_PROMPT
 from memos_llm.dialects.codecs.ollama_options import OPTIONS
 from memos_llm.dialects.codecs.repairs import DEFAULTS, REPAIRS
 from memos_llm.dialects.codecs.rules import SAID, Policy, Rule
-from memos_llm.dialects.codecs.silence import SILENCES
+from memos_llm.dialects.codecs.silence import EFFORT, SILENCES, Ignored
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "Ollama `/api/chat` to vLLM `/v1/chat/completions`": ollama_request.CHAT,
@@ -34,6 +34,9 @@ OTHERS: Mapping[str, str] = {
     ollama_request.ESTIMATED: "a non-streaming answer of vLLM does not show where the prompt ended",
     "ignored:keep_alive": "an unload of a model on vLLM, which has one model and keeps it",
     f"repaired:{DEFAULTS}": "the model's configured `defaults` filled in what the caller left open",
+    embed_to_openai.RAW_LENGTH: "a vector of `/api/embeddings` points the same way on both sides, but Ollama leaves "
+    "some models' vectors at another length than 1",
+    f"dropped:{EFFORT}": "an effort of `none` on a vLLM model whose `thinking` is `thinking`: it thinks all the same",
     RAW_PROMPT: "vLLM takes the prompt of a completion as it is, Ollama puts it into the model's chat template",
     "passed-on:unfinished": "Ollama's repeat guard ended the answer, and no other target had a better one",
 }
@@ -68,8 +71,8 @@ def warnings() -> tuple[str, ...]:
             found.update(_said(name, (rule.policy, *rule.says)))
     for name, option in OPTIONS.items():
         found.update(_said(name, (option.policy, *option.says)))
-    for silence in SILENCES.values():
-        found.update(f"dropped:{name}" for name in silence.fields)
+    for kind in SILENCES:
+        found.update(f"dropped:{name}" for name in _silent(kind))
     return tuple(sorted(found))
 
 
@@ -94,8 +97,12 @@ def _repairs() -> str:
     return f"#### Repairs on a back end's own API\n\n{_table(('warning', 'on', 'why'), rows)}"
 
 
+def _silent(kind: str) -> Mapping[str, Ignored]:
+    return {name: field for silence in SILENCES[kind] for name, field in silence.fields.items()}
+
+
 def _silence(kind: str) -> str:
-    rows = [(f"`dropped:{name}`", _routes(field.wires)) for name, field in SILENCES[kind].fields.items()]
+    rows = [(f"`dropped:{name}`", _routes(field.wires)) for name, field in _silent(kind).items()]
     return f"#### What a provider of kind `{kind}` leaves out of OpenAI's API\n\n{_table(('warning', 'on'), rows)}"
 
 

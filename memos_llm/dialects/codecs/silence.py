@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msgspec import Raw
 
-from memos_llm.core.call import Call, Quirk, Target, Wire
+from memos_llm.core.call import Call, Quirk, Target, Thinking, Wire
 from memos_llm.core.decision import Offer
 
 NOTHING = frozenset({b"null", b'""', b"[]", b"{}", b"false"})
@@ -47,14 +47,25 @@ class Silence(NamedTuple):
 def dropped(head: Mapping[str, Raw], call: Call, target: Target, offer: Offer) -> list[str]:
     """The names of the fields that this target will leave out in silence."""
     fields = _silent_about(target.settings.repairs, call.wire, offer.quirks)
-    if fields is None or fields.keys().isdisjoint(head):
+    if fields is None or (fields.keys().isdisjoint(head) and EFFORT not in head):
         return []
-    return [name for name in head if name in fields and fields[name].loses(bytes(head[name]), head)]
+    lost = [name for name in head if name in fields and fields[name].loses(bytes(head[name]), head)]
+    return [*lost, EFFORT] if _keeps_thinking(head, target) else lost
+
+
+EFFORT = "reasoning_effort"
+
+
+def _keeps_thinking(head: Mapping[str, Raw], target: Target) -> bool:
+    """vLLM makes `enable_thinking` of an effort of none: templates that have another switch think all the same."""
+    other = target.settings.thinking is Thinking.THINKING and "vllm" in target.settings.repairs
+    return other and bytes(head.get(EFFORT, b"")) == b'"none"'
 
 
 @lru_cache(maxsize=64)
 def _silent_about(repairs: frozenset[str], wire: Wire, quirks: Quirk) -> Mapping[str, Ignored] | None:
-    silences = [SILENCES[kind] for kind in repairs & SILENCES.keys() if not SILENCES[kind].quirk & quirks]
+    known = (silence for kind in repairs & SILENCES.keys() for silence in SILENCES[kind])
+    silences = [silence for silence in known if not silence.quirk & quirks]
     found = {name: field for silence in silences for name, field in silence.fields.items() if wire in field.wires}
     return found or None
 
@@ -115,8 +126,16 @@ _OLLAMA: Mapping[str, Ignored] = {
     "messages": Ignored(_EMBEDDINGS),
 }
 
-SILENCES: Mapping[str, Silence] = {
-    "ollama": Silence(_OLLAMA),
-    "vllm": Silence({name: Ignored(_BOTH) for name in _GUIDED}, Quirk.GUIDED),
+_ALIKE = ("functions", "function_call", "modalities", "think", "format", "options", "num_ctx", "repeat_penalty")
+"""What vLLM leaves out as Ollama does."""
+
+_VLLM: Mapping[str, Ignored] = {
+    **{name: _OLLAMA[name] for name in _ALIKE},
+    "reasoning": Ignored(_CHAT, frozenset({b"null", b"{}"})),  # its `effort` is heard by Ollama's /v1 only
+}
+
+SILENCES: Mapping[str, tuple[Silence, ...]] = {
+    "ollama": (Silence(_OLLAMA),),
+    "vllm": (Silence(_VLLM), Silence({name: Ignored(_BOTH) for name in _GUIDED}, Quirk.GUIDED)),
 }
 """Kind of provider → what it leaves out on the OpenAI wires."""
