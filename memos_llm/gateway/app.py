@@ -97,7 +97,12 @@ class App:
             await refuse(send, self._bus, raw_path, error, calls.request_id(headers))
             return
         leave(scope, principal)
-        await self._route(Arrival(scope, receive, send, headers, place, principal, rules))
+        arrival = Arrival(scope, receive, send, headers, place, principal, rules)
+        dialogue = self._dialogues.get(place.path)
+        if dialogue is not None and method == "POST":
+            await self._inference(arrival, dialogue)
+        else:
+            await self._route(arrival)
 
     @property
     def header_timeout_s(self) -> float:
@@ -111,11 +116,10 @@ class App:
         return as_http(refusal(self._bus, path, error, id))
 
     async def _route(self, arrival: Arrival) -> None:
+        """Whatever is no request on a wire that we read."""
         path, method = arrival.place.path, arrival.scope["method"]
-        dialogue, ours = self._dialogues.get(path), OWN.get(path)
-        if dialogue is not None and method == "POST":
-            await self._inference(arrival, dialogue)
-        elif dialogue is not None or (ours is not None and method not in ours):
+        ours = OWN.get(path)
+        if path in self._dialogues or (ours is not None and method not in ours):
             await self._guarded(arrival, _not_allowed)
         elif ours is not None or not path.startswith(("/api/", "/v1/")) or _is_model(method, path):
             await self._rest({**arrival.scope, "path": path, "raw_path": path.encode()}, arrival.receive, arrival.send)

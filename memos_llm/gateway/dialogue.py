@@ -39,9 +39,7 @@ class Dialogue:
         frame = await exchange.next()
         if not call.stream:
             body = frame.data if frame else b""
-            headers.append((b"content-length", b"%d" % len(body)))
-            await reply.start(200, headers)
-            await reply.end(body)
+            await reply.whole(200, headers, body)
             await exchange.next()  # its end: also an answer that was passed on unfinished has been delivered
             return
         await reply.start(200, headers)

@@ -149,7 +149,7 @@ class Inference:
             local = work.instead(call, error)
             if local is None:
                 raise
-            await reply.whole(*local)
+            await reply.whole(local.status, [*local.headers, (b"x-request-id", reply.id.encode())], local.body)
         except asyncio.CancelledError:
             if not watch.left:
                 raise
@@ -196,9 +196,10 @@ class Reply:
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """A response in one piece, with its length."""
-        headers += [(b"x-request-id", self.id.encode()), (b"content-length", b"%d" % len(body))]
-        await self.start(status, headers)
-        await self.end(body)
+        headers.append((b"content-length", b"%d" % len(body)))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._begun = True
+        await self._send({"type": "http.response.body", "body": body})
 
     async def fail(self, error: LLMError) -> None:
         """An error response; in-band, as the last event, when the answer has begun."""

@@ -168,7 +168,9 @@ class HttpTransport:
         return self._pool.pick(model, key).url
 
     async def open(self, request: WireRequest) -> HttpReply:
-        state = await self._acquainted(request)
+        state = self._pool.find(request.endpoint or self.pick(request.model))
+        if self._several and state.served is None and not state.configured and request.model:
+            state = await self._acquainted(request, state)
         if request.passage is not None:
             return await self._pass(state, request, request.passage)
         url = self._urls.get((state.url, request.wire))
@@ -182,13 +184,10 @@ class HttpTransport:
             raise
         return HttpReply(raw, lease, self._clock)
 
-    async def _acquainted(self, request: WireRequest) -> EndpointState:
+    async def _acquainted(self, request: WireRequest, state: EndpointState) -> EndpointState:
         """Where it goes. Of several endpoints about which nothing is known yet, the first look decides: one that does
         not have the model would refuse it, and its twin beside it has it.
         """
-        state = self._pool.find(request.endpoint or self.pick(request.model))
-        if state.served is not None or state.configured or not request.model or not self._several:
-            return state
         if self._first_look is None:
             self._first_look = asyncio.create_task(self.probe(), name=f"look.{self.name}")
         await asyncio.wait({self._first_look}, timeout=FIRST_LOOK_S)
@@ -196,8 +195,11 @@ class HttpTransport:
 
     async def _open(self, lease: Lease, request: WireRequest, url: str) -> RawReply:
         state = lease.state
-        need = await self._loads.ready(state, request, load=self._own_loads) if self._looks else None
-        await self._take_place(lease, request.stream)
+        need = self._loads.at_hand(state, request) if self._looks else None
+        if need is None and self._looks:
+            need = await self._loads.ready(state, request, load=self._own_loads)
+        if request.stream or state.places is not None:
+            await self._take_place(lease, request.stream)
         headers = {**self._post, "X-Request-Id": request.id}
         if need is None:
             return await self._answer(state, "POST", url, headers, request.body)

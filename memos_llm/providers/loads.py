@@ -67,6 +67,13 @@ class Loads:
             found = self._warmth[state.url] = Warmth(self._canonical)
         return found
 
+    def at_hand(self, state: EndpointState, request: WireRequest) -> Needs | None:
+        """As `ready`, where the model is known to be loaded for this request: the common case, without waiting."""
+        if request.wire not in PATHS or request.model.endswith(ELSEWHERE):
+            return None
+        need = self._known(state, request) or needs(request)
+        return need if self.warmth(state).fits(request.model, need.options, self._clock()) else None
+
     async def ready(self, state: EndpointState, request: WireRequest, *, load: bool = True) -> Needs | None:
         """Return once the model is loaded for this request (without `load`: at once). Tell `served` or `failed` how the
         request went then. None: it is nothing to us.

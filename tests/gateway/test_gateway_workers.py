@@ -241,7 +241,7 @@ async def test_a_store_that_each_process_has_for_itself_is_refused_for_several(t
 
 def test_what_is_limited_per_gateway_is_shared_out() -> None:
     keys = [
-        {"id": name, "sha256": "0" * 64, "scopes": ["inference"], "rate_per_minute": rate}
+        {"id": name, "sha256": name * 64, "scopes": ["inference"], "rate_per_minute": rate}
         for name, rate in (("a", 90), ("b", 2), ("c", None))
     ]
     whole = parse(json.dumps({"gateway": {"max_concurrency": 100, "api_keys": keys}}).encode(), {})  # JSON is YAML
