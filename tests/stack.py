@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from ruamel.yaml import YAML
 
 from memos_llm.config import Settings, load
@@ -23,6 +24,12 @@ from memos_llm.wiring import Runtime, open_runtime
 OLLAMA_MODELS = ["qwen3:8b", "llama3.2:3b"]
 VLLM_MODEL = "Qwen/Qwen3-8B"
 ME = Actor("test")
+
+LEAVES_SOCKETS = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("swept"),
+]
+"""For clients that keep connections of their own and have no way to close them."""
 
 
 def document(ollama: str, vllm: str, folder: Path, **changes: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Timing:
 
 @dataclass(slots=True)
 class Counters:
-    """What happened so far. `aborted` counts clients that left before their answer was complete.
+    """What happened so far. `aborted` counts clients that left an inference before its answer was complete.
 
     `last_abort_monotonic` is a `time.monotonic()` stamp; `loads` and `load_aborts` are Ollama's, and so are
     those by model: started, completed, aborted.
@@ -244,7 +244,7 @@ class Emulator(ABC):
         del self.requests[:-_KEPT_REQUESTS]
 
     def _client_gone(self, request: Received) -> None:
-        if not request.path.startswith(CONTROL):
+        if self.is_data_route(request.path):  # a probe that gives up is nobody's request
             self.counters.aborted += 1
             self.counters.last_abort_monotonic = time.monotonic()
 

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from stack import ME, document, open_gateway, settings
 
 from memos_llm.core.commands import Shift, Verify
@@ -16,12 +15,6 @@ from memos_llm.testing import Recorder
 
 CHAT, EMBED = "qwen3:8b", "mxbai-embed-large"
 SERVED_CHAT, SERVED_EMBED = "Qwen/Qwen3-8B", "mixedbread-ai/mxbai-embed-large-v1"
-LEAVES_SOCKETS = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("swept"),
-]
-"""For clients that keep connections of their own and have no way to close them."""
-
 SIDES = {"share 0": 0.0, "share 1": 1.0}
 VOICE = {0.0: "Ollama answers", 1.0: "vLLM replies"}
 DIMENSION = 64

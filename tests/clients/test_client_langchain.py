@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, LEAVES_SOCKETS, SCHEMA, SIDES, Facade, open_facade
+from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SCHEMA, SIDES, Facade, open_facade
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -13,6 +13,7 @@ from langchain_core.tools import tool
 from langchain_ollama import ChatOllama, OllamaEmbeddings
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import SecretStr
+from stack import LEAVES_SOCKETS
 
 KEY = SecretStr("any")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, LEAVES_SOCKETS, SIDES, TOOL, Facade, open_facade
+from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
+from stack import LEAVES_SOCKETS
 
 pytestmark = LEAVES_SOCKETS
 

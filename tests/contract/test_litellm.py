@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stack import document, settings
+from stack import LEAVES_SOCKETS, document, settings
 
 import memos_llm
 from memos_llm import ConfigError, LiteLLMProvider, Router
@@ -19,6 +19,8 @@ from memos_llm.core.outcome import Kind
 from memos_llm.core.policy import Endpoint, ProviderSpec
 from memos_llm.emulators import OllamaEmulator, VllmEmulator
 from memos_llm.providers import litellm as home
+
+pytestmark = LEAVES_SOCKETS  # LiteLLM's, which are the process's and not a provider's
 
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 KEY = "sk-litellm-key-1"

@@ -7,6 +7,7 @@ from random import Random
 
 import msgspec
 import pytest
+from stack import LEAVES_SOCKETS
 from test_provider_contract import (
     EMULATORS,
     MESSAGES,
@@ -33,6 +34,8 @@ from memos_llm.providers import KINDS, AiohttpClient, open_transport
 from memos_llm.providers.joined import JoinedTransport
 from memos_llm.providers.litellm import LiteLLMProvider
 from memos_llm.providers.typed import TypedProvider, VllmProvider
+
+pytestmark = LEAVES_SOCKETS  # LiteLLM's, which are the process's and not a provider's
 
 PLUGIN = Path(__file__).parents[1] / "library" / "plugin"
 
