@@ -284,6 +284,7 @@ Leave = Callable[[Transport, Emulator, bool], Awaitable[float]]
 async def test_leaving_is_seen_upstream_at_once(
     transport: Transport, emulator: Emulator, leave: Leave, stream: bool, ttft_s: float
 ) -> None:
+    await _open_and_read(transport, stream)  # the model is loaded now: leaving a load would abort nothing
     emulator.timing.ttft_s, emulator.timing.inter_token_s = ttft_s, 30.0
     delays = []
     for aborted in (1, 2, 3):
