@@ -19,8 +19,8 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def swept() -> Iterator[None]:
-    """What a client library left open is swept up with its own test, and not blamed on a later one."""
+    """What a client library left open is swept up with its own tests, and not blamed on those of the next file."""
     yield
     gc.collect()
