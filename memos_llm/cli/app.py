@@ -9,8 +9,10 @@ import typer
 from memos_llm import __version__
 from memos_llm.cli import (
     adoption,
+    bench,
     config,
     demo_entry,
+    doctor,
     embeddings,
     emulate,
     explain,
@@ -18,6 +20,7 @@ from memos_llm.cli import (
     history,
     incidents,
     init,
+    inventory,
     keys,
     serve,
     shift,
@@ -70,7 +73,7 @@ def _shared(
     ctx.obj = Cli(config=config, store=store, gateway=gateway, json=json)
 
 
-for group in (init, serve, status, shift, history, incidents, explain, emulate, demo_entry):
+for group in (init, serve, status, shift, history, incidents, explain, inventory, doctor, bench, emulate, demo_entry):
     group.register(app)
 for name, group_app in (
     ("embeddings", embeddings.app),

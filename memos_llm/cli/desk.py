@@ -9,7 +9,16 @@ from memos_llm.cli import failures
 if TYPE_CHECKING:
     from memos_llm.config import Settings
     from memos_llm.operate.documents import Adoption, Change, Explained, History, Incidents, Status
-    from memos_llm.operate.orders import AdoptOrder, ExplainOrder, RearmOrder, RollbackOrder, ShiftOrder, VerifyOrder
+    from memos_llm.operate.orders import (
+        AdoptOrder,
+        ExplainOrder,
+        InventoryOrder,
+        RearmOrder,
+        RollbackOrder,
+        ShiftOrder,
+        VerifyOrder,
+    )
+    from memos_llm.rollout.inventory import Inventory
 
 
 class Desk(Protocol):
@@ -25,6 +34,7 @@ class Desk(Protocol):
     async def incidents(self, limit: int) -> "Incidents": ...
     async def incident(self, id: str) -> "Incidents": ...
     async def explain(self, order: "ExplainOrder") -> "Explained": ...
+    async def inventory(self, order: "InventoryOrder") -> "Inventory": ...
 
 
 class StoreDesk:
@@ -136,6 +146,15 @@ class StoreDesk:
                 return explain(order, flags, runtime.policy(), offers_of(runtime.routes()))
             finally:
                 await runtime.aclose()
+
+    async def inventory(self, order: "InventoryOrder") -> "Inventory":
+        from memos_llm.cli.opening import opened_store
+        from memos_llm.operate import standing
+        from memos_llm.operate.inventory import inventory
+
+        async with opened_store(self._settings) as store:
+            flags = await store.load() or standing.NO_FLAGS
+            return await inventory(store, self._settings.policy(), flags, order)
 
 
 def _not_rolled_back(fault: str, running: Sequence[str]) -> failures.Failure:

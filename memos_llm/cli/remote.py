@@ -11,6 +11,7 @@ import msgspec
 from memos_llm.cli import failures
 from memos_llm.core.errors import LLMError
 from memos_llm.operate import documents, orders
+from memos_llm.rollout.inventory import Inventory
 
 T = TypeVar("T")
 
@@ -66,6 +67,20 @@ class GatewayDesk:
     async def explain(self, order: orders.ExplainOrder) -> documents.Explained:
         asked = {name: value for name, value in msgspec.structs.asdict(order).items() if value is not None}
         return await self._get("explain", documents.Explained, **asked)
+
+    async def health(self) -> tuple[str, bool]:
+        """What it says of itself to anyone (healthy, degraded, unhealthy), and whether it is ready; empty: nothing."""
+        limits = httpx.Timeout(CONNECT_S, connect=CONNECT_S)
+        try:
+            async with httpx.AsyncClient(timeout=limits, trust_env=False, transport=self._transport) as client:
+                said = (await client.get(f"{self.url}/health")).json()
+                ready = (await client.get(f"{self.url}/ready")).status_code == 200
+                return (str(said["status"]), ready) if "router" in said["services"] else ("", False)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # nobody there, or something else
+            return "", False
+
+    async def inventory(self, order: orders.InventoryOrder) -> Inventory:
+        return await self._get("inventory", Inventory, since=order.since)
 
     async def _get(self, path: str, kind: type[T], **query: str | int) -> T:
         return await self._ask("GET", path, kind, params=query)

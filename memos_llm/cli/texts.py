@@ -18,17 +18,21 @@ def read(file: Path, most: int) -> list[str]:
 
     JSON Lines hold strings, or objects with one of `KEYS`. CSV's column is one of `KEYS` by its header, else the first.
     """
-    try:
-        content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise failures.usage(f"--file {file} cannot be read: {error.strerror or type(error).__name__}") from None
-    except UnicodeDecodeError:
-        raise failures.usage(f"--file {file} is not UTF-8 text") from None
-    found = _READERS.get(file.suffix.lower(), _lines)(content, file)
+    found = _READERS.get(file.suffix.lower(), _lines)(whole(file), file)
     texts = list(islice((text.strip() for text in found if text.strip()), most))
     if not texts:
         raise failures.usage(f"--file {file} holds no texts: one a line, JSON Lines (.jsonl) or CSV (.csv)")
     return texts
+
+
+def whole(file: Path, option: str = "--file") -> str:
+    """What a file holds; `-` is stdin, and `option` is what named it."""
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise failures.usage(f"{option} {file} cannot be read: {error.strerror or type(error).__name__}") from None
+    except UnicodeDecodeError:
+        raise failures.usage(f"{option} {file} is not UTF-8 text") from None
 
 
 def _lines(content: str, file: Path) -> Iterator[str]:

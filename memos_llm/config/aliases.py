@@ -31,13 +31,14 @@ def resolve(document: Document) -> None:
         ConfigError: an alias disagrees with the real key, or with another alias of it.
     """
     for alias, target in ALIASES.items():
-        for home in _homes(target):
+        for home in homes(target):
             _move(document, (*home, alias), target)
     for home in ((), ("routing",), ("models",)):
         _move_model_fallbacks(document, (*home, MODEL_FALLBACKS))
 
 
-def _homes(target: Key) -> tuple[Key, ...]:
+def homes(target: Key) -> tuple[Key, ...]:
+    """The sections that an alias of a setting may stand in."""
     return tuple(dict.fromkeys(((), ("routing",), target[:-1][:1])))
 
 

@@ -96,11 +96,15 @@ class Usage(Struct, frozen=True):
 
 
 class Passage(Struct, frozen=True):
-    """A request that is passed on unread: `target` is its path and query as the caller sent them."""
+    """A request that is passed on unread: `target` is its path and query as the caller sent them.
+
+    `route` is what may be told of it: method and path, without what identifies one thing.
+    """
 
     method: str
     target: str
     content_type: str = ""
+    route: str = ""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -113,6 +117,7 @@ class Call(Struct, frozen=True, kw_only=True):
         accepted_at, deadline: seconds on the monotonic clock.
         own_deadline: the caller set the deadline; an attempt that it cuts short says nothing about the provider.
         override: a provider's name from an authorised per-request override.
+        caller: who asks: a key's id, `anonymous`, `library`, …; never a key.
         typed: the answer is read by us (the library), so that any wire that carries more may be taken.
         passage: what to pass on, for `Wire.PASSTHROUGH`.
     """
@@ -130,6 +135,7 @@ class Call(Struct, frozen=True, kw_only=True):
     own_deadline: bool = False
     needs: Feature = Feature.NONE
     override: str | None = None
+    caller: str = ""
     typed: bool = False
     passage: Passage | None = None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from memos_llm.core.call import Operation, Usage
+from memos_llm.core.call import Feature, Operation, Usage, Wire
 from memos_llm.core.decision import Decision
 from memos_llm.core.flags import Flags
 from memos_llm.core.outcome import Outcome
@@ -64,6 +64,8 @@ class RequestEnded(Event, frozen=True, kw_only=True):
         provider: who served it; the last one tried when nobody did.
         model: the logical name, or the caller's when the catalogue does not know it.
         outcome: how the last attempt ended (`ok`, `cancelled`, …).
+        wire, needs: of the call. caller: who made it (`Call.caller`).
+        route: of a passage, as it may be told; empty for the others.
         ttft_s, tpot_s: streams only; TTFT counts from acceptance, TPOT = (last − first) / (output tokens − 1).
     """
 
@@ -81,6 +83,10 @@ class RequestEnded(Event, frozen=True, kw_only=True):
     tpot_s: float | None
     usage: Usage | None
     warnings: tuple[str, ...]
+    wire: Wire
+    route: str = ""
+    caller: str = ""
+    needs: Feature = Feature.NONE
 
 
 class RequestRefused(Event, frozen=True, kw_only=True):

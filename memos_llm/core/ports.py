@@ -14,6 +14,7 @@ from memos_llm.core.commands import Actor, Audit, Command, Incident
 from memos_llm.core.decision import Decision, Offer
 from memos_llm.core.events import ProbeEnded
 from memos_llm.core.flags import Flags
+from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.policy import Policy
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
 
@@ -59,6 +60,11 @@ class RawReply(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """Case-insensitive."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether `read` will not have to wait; False where that is not known."""
         ...
 
     async def read(self) -> bytes: ...
@@ -283,7 +289,10 @@ class Conflict(Exception):
 
 
 class StateStore(Protocol):
-    """Flags, history, incidents and instances, kept for all processes. Every call may raise `StoreUnreachable`."""
+    """Flags, history, incidents, instances, the inventory: kept for all processes.
+
+    Every call may raise `StoreUnreachable`.
+    """
 
     async def load(self) -> Flags | None:
         """The current flags; None when the store is new."""
@@ -317,6 +326,20 @@ class StateStore(Protocol):
 
     async def instances(self) -> Sequence[Instance]:
         """The live ones."""
+        ...
+
+    async def record(self, sightings: Sequence[Sighting]) -> None:
+        """Add to the inventory's counts, all or nothing: sums stay exact, whoever else writes. None to add still dates
+        the beginning of the record, once. At most `MAX_LINES` lines are kept apart, the rest is added to `REST`; days
+        older than `KEEP_DAYS` are dropped.
+
+        Raises:
+            Refused: the store is of a newer schema, so that we only read.
+        """
+        ...
+
+    async def recorded(self, since_day: int = 0) -> Recorded:
+        """The counts from a day on (whole days since 1970, UTC), the days added up."""
         ...
 
     async def aclose(self) -> None: ...

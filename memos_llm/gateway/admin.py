@@ -29,6 +29,8 @@ from memos_llm.gateway.principal import Principal, Right, found
 from memos_llm.operate import changes, documents, orders, records, standing
 from memos_llm.operate.board import Board
 from memos_llm.operate.explain import explain, offers_of
+from memos_llm.operate.inventory import inventory
+from memos_llm.rollout.inventory import Inventory
 from memos_llm.wiring import Runtime
 
 PREFIX = "/admin/v1"
@@ -101,6 +103,10 @@ class _Admin:
             verb("GET", "incidents", read, self.incidents, Listing, d.Incidents, "Rollbacks and why"),
             verb("GET", "incidents/{id}", read, self.incident, Nothing, d.Incidents, "One incident"),
             verb("GET", "explain", read, self.explain, o.ExplainOrder, d.Explained, "Where a call would go, and why"),
+            verb(
+                "GET", "inventory", read, self.inventory, o.InventoryOrder, Inventory,
+                "Who calls what, and what still hangs on the baseline",
+            ),
             verb("GET", "events", read, self.events, Nothing, None, "What happens, as server-sent events"),
             verb("GET", "openapi.json", read, self.openapi, Nothing, None, "This document"),
             verb(
@@ -206,6 +212,10 @@ class _Admin:
         runtime = self._runtime
         routes = runtime.routes()
         return explain(asked.order, runtime.live.current(), routes.policy, offers_of(routes))
+
+    async def inventory(self, asked: Asked) -> Struct:
+        live = self._runtime.live
+        return await inventory(live.store, self._runtime.policy(), live.current(), asked.order)
 
     async def events(self, asked: Asked) -> Response:
         client = self._feed.open()

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound
 from memos_llm.core.events import Bus, InternalError, place_of
 from memos_llm.core.ports import Routes
-from memos_llm.gateway import calls, gpu, pull
+from memos_llm.gateway import calls, console, gpu, pull
 from memos_llm.gateway.asgi import ClientLeft, Receive, Scope, Send, respond
 from memos_llm.gateway.auth import Doorkeeper
 from memos_llm.gateway.dialogue import Dialogue
@@ -194,6 +194,7 @@ OWN: Mapping[str, frozenset[str]] = {
     "/health": READ,
     "/ready": READ,
     "/metrics": READ,
+    **dict.fromkeys(sorted(console.PATHS), READ),
 }
 """What is answered here, and the methods that it takes."""
 
@@ -226,6 +227,7 @@ class Own:
 
     def __init__(self, meta: Meta, health: HealthBoard, render: Render, more: list[BaseRoute]) -> None:
         self._meta, self._health, self._render, self._more = meta, health, render, more
+        self._console = console.read()
 
     def application(self) -> Starlette:
         handlers = {
@@ -241,6 +243,7 @@ class Own:
             "/api/v1/system/health/aggregate": self.aggregate,
             "/ready": self.ready,
             "/metrics": self.metrics,
+            **dict.fromkeys(self._console, self.console),
         }
         routes: list[BaseRoute] = [Route(path, handler) for path, handler in handlers.items()]
         application = Starlette(routes=[*routes, *self._more], exception_handlers={404: _nothing_here, 405: _not_taken})
@@ -289,3 +292,7 @@ class Own:
     async def metrics(self, request: Request) -> Response:
         body, media_type = self._render()
         return Response(body, headers={"content-type": media_type})
+
+    async def console(self, request: Request) -> Response:
+        file = self._console[request.scope["path"]]
+        return Response(file.body, headers=file.headers)

@@ -79,6 +79,7 @@ def build(
         own_deadline=own,
         needs=parsed.needs,
         override=_override(headers, parsed.model, policy, principal) if PROVIDER in headers else None,
+        caller=principal.id,
     )
 
 
@@ -117,6 +118,7 @@ def passing(
         accepted_at=accepted_at,
         deadline=accepted_at + wait_s,
         own_deadline=own,
+        caller=principal.id,
         passage=passage,
     )
 

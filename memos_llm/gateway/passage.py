@@ -20,6 +20,7 @@ from memos_llm.gateway.errors import Voice, voice_of
 from memos_llm.gateway.inference import Arrival, Local, Reply
 from memos_llm.gateway.paths import rest_of
 from memos_llm.gateway.screening import ANY_KEYS, check_media, check_model
+from memos_llm.gateway.templates import route_of
 
 RETURNED = (
     "content-length",
@@ -60,7 +61,8 @@ class PassageWork:
         query = arrival.scope.get("query_string", b"").decode("latin-1")
         path = rest_of(arrival.scope["raw_path"].decode("latin-1"))
         target = f"{path}?{query}" if query else path
-        passage = Passage(arrival.scope["method"], target, headers.get(b"content-type", b"").decode("latin-1"))
+        method, media_type = arrival.scope["method"], headers.get(b"content-type", b"").decode("latin-1")
+        passage = Passage(method, target, media_type, route_of(method, place.path))
         return calls.passing(
             passage,
             body,

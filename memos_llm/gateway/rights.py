@@ -4,13 +4,15 @@ Everything under `/api/` and `/v1/` that is not named here is inference: the bac
 is. What changes a back end's models, or speaks for its owner in the cloud, takes an administrator.
 """
 
+from memos_llm.gateway import console
 from memos_llm.gateway.principal import Right
 
 PROBED = frozenset({"/health", "/ready"})
 """Load balancers ask these by address, with whatever `Host`."""
 
-OPEN = PROBED | {"/", "/api/v1/health/quick", "/api/v1/system/health/aggregate"}
-"""For everyone: whether the gateway lives. (Ollama's own client asks `/` and cannot be given a key.)"""
+OPEN = PROBED | {"/", "/api/v1/health/quick", "/api/v1/system/health/aggregate"} | console.PATHS
+"""For everyone: whether the gateway lives, and a page without anything in it. (Ollama's own client asks `/` and cannot
+be given a key, nor can a browser that is given an address.)"""
 
 MANAGEMENT = (
     "/api/pull",

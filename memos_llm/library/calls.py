@@ -12,6 +12,8 @@ from memos_llm.core.responses import Chat, Options
 from memos_llm.dialects.edge import DIALECTS
 from memos_llm.dialects.typed import chat_body, check_names, embed_body
 
+CALLER = "library"  # as the inventory names calls of this process
+
 
 class Place(TypedDict, total=False):
     """Where a call belongs: what every call of a router takes besides what it asks for.
@@ -103,6 +105,7 @@ def _call(
         deadline=now + min(wait_s, policy.total_s),
         own_deadline=wait_s < policy.total_s,
         needs=parsed.needs,
+        caller=CALLER,
         typed=True,
     )
 

@@ -66,6 +66,12 @@ class ExplainOrder(Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
+class InventoryOrder(Struct, frozen=True, kw_only=True):
+    """How far back: `7d`, `12h`, `90m`, `2w`."""
+
+    since: str = "7d"
+
+
 class AdoptOrder(Struct, frozen=True, kw_only=True):
     """Accept a store that has regressed. `sure`: do it, and not only say what it would do."""
 

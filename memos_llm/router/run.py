@@ -157,6 +157,10 @@ class Run:
                 tpot_s=_tpot_s(streamed),
                 usage=attempt.usage if attempt else None,
                 warnings=attempt.warnings if attempt else (),
+                wire=call.wire,
+                route=call.passage.route if call.passage is not None else "",
+                caller=call.caller,
+                needs=call.needs,
             )
         )
 

@@ -12,7 +12,7 @@ from memos_llm.core.ports import StateStore
 from memos_llm.store.memory import MemoryStore
 from memos_llm.store.sqlite import SqliteStore
 
-__all__ = ["MemoryStore", "SqliteStore", "open_store"]
+__all__ = ["MemoryStore", "SqliteStore", "open_store", "path_of"]
 
 CHOICES = "sqlite:////absolute/path.db, sqlite:///~/path.db, sqlite:///relative.db, memory://"
 
@@ -37,10 +37,24 @@ def _memory(url: str, rest: str) -> StateStore:
 
 
 def _sqlite(url: str, rest: str) -> StateStore:
+    return SqliteStore(_path(url, rest))
+
+
+def path_of(url: str) -> Path | None:
+    """The file of a store that is one; None for other kinds.
+
+    Raises:
+        ConfigError: the URL names no file.
+    """
+    scheme, _, rest = url.partition("://")
+    return _path(url, rest) if scheme == "sqlite" else None
+
+
+def _path(url: str, rest: str) -> Path:
     path = rest.removeprefix("/")
     if not rest.startswith("/") or not path or path.endswith("/") or path == ":memory:":
         raise ConfigError(f"store: {url!r} names no file; choices: {CHOICES}")
-    return SqliteStore(Path(path).expanduser().absolute())
+    return Path(path).expanduser().absolute()
 
 
 _OPENERS: Mapping[str, Callable[[str, str], StateStore]] = {"memory": _memory, "sqlite": _sqlite}

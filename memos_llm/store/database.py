@@ -1,25 +1,26 @@
 """The SQLite file, synchronously: schema, transactions, and every `sqlite3` error turned into ours.
 
 Used from one thread (`store.sqlite`). The connection is opened by the first call that needs it and again after any
-error, so a store that comes back works again. Nothing of `sqlite3` leaves this file: `_connected` is the one place
-where it is caught, `FIXES` says what mends each kind.
+error, so a store that comes back works again. Nothing of `sqlite3` leaves this file but to `store.counts`, which keeps
+the inventory's tables: `_connected` is the one place where it is caught, `FIXES` says what mends each kind.
 
 Durability: what decides (flags, history, incidents) is synchronous=FULL, on disk when `commit` returns; what is told
-every second (heartbeats) is NORMAL. Both are in WAL mode: readers never wait for a writer.
+every few seconds (heartbeats, counts) is NORMAL. Both are in WAL mode: readers never wait for a writer.
 """
 
 import contextlib
 import errno
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from memos_llm.core.commands import Audit, Incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import SCHEMA, Flags
+from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Clock, Conflict, Instance
-from memos_llm.store import documents, files
+from memos_llm.store import counts, documents, files
 
 APPLICATION = 0x6D656D6F  # "memo", in the file's header: https://sqlite.org/pragma.html#pragma_application_id
 
@@ -143,6 +144,15 @@ class Database:
         found = (Instance(id=r[0], kind=r[1], revision=r[2], at=r[3], ephemeral=bool(r[4])) for r in rows)
         return tuple(instance for instance in found if documents.is_live(instance, now))
 
+    def record(self, sightings: Sequence[Sighting]) -> None:
+        with self._transaction("NORMAL") as db:
+            documents.check_schema(_schema(db))
+            counts.add(db, sightings, self._clock())
+
+    def recorded(self, since_day: int) -> Recorded:
+        with self._connected() as db:
+            return counts.read(db, since_day)
+
     def close(self) -> None:
         """Also what is done after an error: the next call opens it again."""
         connection, self._connection = self._connection, None
@@ -244,7 +254,7 @@ def _use_wal(db: sqlite3.Connection, busy_s: float) -> None:
 
 
 def _create(db: sqlite3.Connection) -> None:
-    if _pragma(db, "user_version"):
+    if _pragma(db, "user_version") > SCHEMA or counts.present(db):
         return
     db.execute("BEGIN IMMEDIATE")
     if not _pragma(db, "user_version"):  # nobody was faster
@@ -252,6 +262,8 @@ def _create(db: sqlite3.Connection) -> None:
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {APPLICATION}")
         db.execute(f"PRAGMA user_version = {SCHEMA}")
+    if not counts.present(db):  # a file of before there was an inventory
+        counts.create(db)
     db.execute("COMMIT")
 
 

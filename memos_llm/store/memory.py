@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from memos_llm.core.commands import Audit, Incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import Flags
+from memos_llm.core.inventory import KEEP_DAYS, Ledger, Recorded, Sighting, day_of
 from memos_llm.core.ports import Clock, Conflict, Instance
 from memos_llm.store.documents import FORGET_S, check_commit, is_live
 from memos_llm.store.subscription import Subscription
@@ -29,6 +30,8 @@ class MemoryStore:
         self._history: list[Audit] = []
         self._incidents: dict[str, Incident] = {}
         self._instances: dict[str, Instance] = {}
+        self._ledger = Ledger()
+        self._recording_since: float | None = None
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._closed = False
 
@@ -84,6 +87,19 @@ class MemoryStore:
         now = self._clock()
         with self._lock:
             return tuple(row for row in self._instances.values() if is_live(row, now))
+
+    async def record(self, sightings: Sequence[Sighting]) -> None:
+        self._check_open()
+        now = self._clock()
+        with self._lock:
+            self._recording_since = now if self._recording_since is None else self._recording_since
+            self._ledger.add(sightings)
+            self._ledger.forget(day_of(now) - KEEP_DAYS)
+
+    async def recorded(self, since_day: int = 0) -> Recorded:
+        self._check_open()
+        with self._lock:
+            return Recorded(since=self._recording_since, sightings=self._ledger.sums(since_day))
 
     async def aclose(self) -> None:
         with self._lock:

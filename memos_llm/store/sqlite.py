@@ -14,6 +14,7 @@ from typing import TypeVar
 from memos_llm.core.commands import Audit, Incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import Flags
+from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Clock, Instance
 from memos_llm.store import documents, files
 from memos_llm.store.database import Database
@@ -87,6 +88,12 @@ class SqliteStore:
 
     async def instances(self) -> Sequence[Instance]:
         return await self._do(self._database.instances)
+
+    async def record(self, sightings: Sequence[Sighting]) -> None:
+        await self._do(lambda: self._database.record(sightings))
+
+    async def recorded(self, since_day: int = 0) -> Recorded:
+        return await self._do(lambda: self._database.recorded(since_day))
 
     async def aclose(self) -> None:
         if self._closed:

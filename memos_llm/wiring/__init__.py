@@ -23,8 +23,9 @@ from memos_llm.core.ports import Clock, Routes, StateStore, Transport
 from memos_llm.core.version import VERSION
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.providers import open_transport
-from memos_llm.providers.client import AiohttpClient
 from memos_llm.providers.health import Prober
+from memos_llm.providers.http1 import Http1Client
+from memos_llm.rollout.recorder import Recorder
 from memos_llm.router.engine import Engine
 from memos_llm.store import open_store
 from memos_llm.telemetry.logs import LINES, RequestLog, configure
@@ -190,7 +191,10 @@ async def open_runtime(
             parts.callback(_open_logs(bus).close)
         live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
         parts.push_async_callback(live.aclose)
-        client = AiohttpClient()
+        if not ephemeral:
+            recorder = Recorder(live.store, bus, components=settings.components(), models=tuple(settings.models))
+            parts.push_async_callback(recorder.aclose)  # once nothing is asked any more, and before the store is closed
+        client = Http1Client()
         parts.push_async_callback(client.aclose)
         transports = Transports(lambda spec: open_transport(spec, client, bus, clock=clock, flags=live.current()), bus)
         parts.push_async_callback(transports.aclose)
@@ -199,6 +203,8 @@ async def open_runtime(
         parts.push_async_callback(prober.aclose)
         await live.start()
         candidate.check(live.current(), settings.candidate)
+        if not ephemeral:
+            recorder.start()
         runtime = Runtime(
             settings,
             bus=bus,

@@ -30,7 +30,7 @@ def alone(tmp_path: Path) -> Llmctl:
 COMMANDS = [
     ["init"], ["serve"], ["status"], ["shift"], ["rollback"], ["rearm"], ["history"], ["explain"], ["emulate"],
     ["demo"], ["config", "check"], ["config", "show"], ["incidents"], ["keys", "new"], ["store", "adopt"],
-    ["embeddings", "verify"],
+    ["embeddings", "verify"], ["doctor"],
 ]  # fmt: skip
 
 

@@ -365,11 +365,10 @@ async def test_a_stream_that_has_not_begun_is_cut_by_a_probe(provider: TypedProv
     emulator.timing.ttft_s = 30.0
     reading = asyncio.ensure_future(anext(provider.stream(MESSAGES)))
     (state,) = provider._transport._pool  # type: ignore[attr-defined]  # the test looks inside
-    await until(lambda: emulator.counters.in_flight)
-    await asyncio.sleep(0.02)
+    await until(lambda: emulator.counters.in_flight and state.waiting)
     state.cut_waiting()
     with pytest.raises(Timeout):
-        await asyncio.wait_for(reading, 0.5)
+        await asyncio.wait_for(reading, 10.0)  # of the 30 s that it would take
 
 
 async def test_leaving_a_stream_early_is_seen_upstream(provider: TypedProvider, emulator: Emulator) -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from memos_llm.core.commands import Actor, Audit, Incident, Rollback, Shift, audit, incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import Flags, fresh
+from memos_llm.core.inventory import KEEP_DAYS, MAX_LINES, REST, Line, Recorded, Sighting, What
 from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
 from memos_llm.store import MemoryStore, SqliteStore
 
@@ -266,3 +267,86 @@ async def test_closing_twice_is_harmless_and_a_closed_store_says_so(store: State
         await store.heartbeat(Instance(id="a", kind="gateway", revision=3, at=0.0))
     with pytest.raises(StoreUnreachable, match="closed"):
         await soon(store.watch())
+
+
+DAY = 20_000
+LINE = Line("synthesis", "qwen3:8b", "openai.chat", "", "team-a")
+
+
+def sighting(
+    n: int, *, line: Line = LINE, day: int = DAY, what: What = What.REQUEST, detail: str = "split"
+) -> Sighting:
+    at = day * 86_400.0 + n
+    return Sighting(day=day, line=line, what=what, provider="ollama", detail=detail, n=n, first=at, last=at + 1)
+
+
+@pytest.fixture
+def on_that_day(clock: ManualClock) -> ManualClock:
+    clock.now = DAY * 86_400.0 + 3_600
+    return clock
+
+
+async def test_a_store_into_which_nobody_has_recorded_says_so(store: StateStore) -> None:
+    assert await store.recorded() == Recorded(since=None, sightings=())
+
+
+async def test_the_beginning_of_the_record_is_dated_once(store: StateStore, on_that_day: ManualClock) -> None:
+    began = on_that_day.now
+    await store.record(())
+    on_that_day.now += 60
+    await store.record((sighting(1),))
+    found = await store.recorded()
+    assert (found.since, len(found.sightings)) == (began, 1)
+
+
+async def test_counts_of_many_writers_add_up(store: StateStore, on_that_day: ManualClock) -> None:
+    other = replace(LINE, component="analysis")
+    writes = [(sighting(n), sighting(n, line=other), sighting(1, what=What.WARNING, detail="x")) for n in range(1, 21)]
+    await asyncio.gather(*(store.record(write) for write in writes))
+    found = {(one.line, one.what): one for one in (await store.recorded()).sightings}
+    assert {key: one.n for key, one in found.items()} == {
+        (LINE, What.REQUEST): 210,
+        (other, What.REQUEST): 210,
+        (LINE, What.WARNING): 20,
+    }
+    requests = found[LINE, What.REQUEST]
+    assert (requests.first, requests.last) == (DAY * 86_400 + 1, DAY * 86_400 + 21)
+
+
+async def test_counts_are_kept_by_day_and_read_from_a_day_on(store: StateStore, on_that_day: ManualClock) -> None:
+    await store.record((sighting(1, day=DAY - 2), sighting(2, day=DAY - 1), sighting(4)))
+    read = [sum(one.n for one in (await store.recorded(day)).sightings) for day in (DAY - 2, DAY - 1, DAY, DAY + 1)]
+    assert read == [7, 6, 4, 0]
+    (whole,) = (await store.recorded(DAY - 2)).sightings
+    assert (whole.day, whole.first, whole.last) == (DAY, (DAY - 2) * 86_400 + 1, DAY * 86_400 + 5)
+
+
+async def test_days_older_than_ninety_are_dropped(store: StateStore, on_that_day: ManualClock) -> None:
+    await store.record((sighting(1, day=DAY - KEEP_DAYS), sighting(2)))
+    assert sum(one.n for one in (await store.recorded()).sightings) == 3
+    on_that_day.now += 86_400
+    await store.record(())
+    assert [one.n for one in (await store.recorded()).sightings] == [2]
+
+
+async def test_lines_beyond_the_bound_are_counted_together_and_no_count_is_lost(
+    store: StateStore, on_that_day: ManualClock
+) -> None:
+    many = [sighting(1, line=replace(LINE, caller=f"key-{n}")) for n in range(MAX_LINES + 50)]
+    await store.record(many[: MAX_LINES - 1])
+    await store.record(many[MAX_LINES - 1 :])
+    await store.record(many)
+    found = (await store.recorded()).sightings
+    assert len(found) == MAX_LINES + 1
+    assert sum(one.n for one in found) == 2 * len(many)
+    assert [one.n for one in found if one.line == REST] == [100]
+
+
+async def test_a_line_that_was_forgotten_leaves_its_place_to_another(
+    store: StateStore, on_that_day: ManualClock
+) -> None:
+    await store.record([sighting(1, line=replace(LINE, caller=f"key-{n}")) for n in range(MAX_LINES)])
+    on_that_day.now += (KEEP_DAYS + 1) * 86_400
+    await store.record(())
+    await store.record((sighting(1, day=DAY + KEEP_DAYS + 1),))
+    assert [one.line for one in (await store.recorded()).sightings] == [LINE]

@@ -13,6 +13,7 @@ from memos_llm.core.commands import Actor, Audit, Incident, Rearm, Rollback, Shi
 from memos_llm.core.errors import Refused, StoreUnreachable
 from memos_llm.core.events import Bus, Event, FlagsChanged, InternalError, StoreState
 from memos_llm.core.flags import GLOBAL, PPM, Flags, fresh
+from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Conflict, Instance, LiveFlags
 from memos_llm.store import MemoryStore
 
@@ -73,6 +74,14 @@ class Switch:
     async def instances(self) -> Sequence[Instance]:
         self.check()
         return await self.inner.instances()
+
+    async def record(self, sightings: Sequence[Sighting]) -> None:
+        self.check()
+        await self.inner.record(sightings)
+
+    async def recorded(self, since_day: int = 0) -> Recorded:
+        self.check()
+        return await self.inner.recorded(since_day)
 
     async def aclose(self) -> None:
         await self.inner.aclose()

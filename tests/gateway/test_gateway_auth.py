@@ -14,6 +14,7 @@ from stack import Stack, open_stack
 
 from memos_llm.core.errors import ConfigError, Overloaded
 from memos_llm.core.events import RequestEnded, RequestRefused
+from memos_llm.gateway import console
 from memos_llm.gateway.admin_token import admin_token
 from memos_llm.gateway.app import OWN
 from memos_llm.gateway.auth import Buckets
@@ -39,9 +40,10 @@ ROUTES: dict[str, tuple[str, str, Any, frozenset[str], frozenset[str]]] = {
     "quick health": ("GET", "/api/v1/health/quick", None, ALL, ALL),
     "whole health": ("GET", "/api/v1/system/health/aggregate", None, ALL, ALL),
     "readiness": ("GET", "/ready", None, ALL, ALL),
+    **{f"the console's {path}": ("GET", path, None, ALL, ALL) for path in sorted(console.PATHS)},
     **{
         f"admin's {name}": ("GET", f"/admin/v1/{name}", None, LOOKERS, frozenset({"token"}))
-        for name in ("status", "flags", "history")
+        for name in ("status", "flags", "history", "inventory")
     },
     "metrics": ("GET", "/metrics", None, frozenset({"metrics", "token"}), ALL),
     **{

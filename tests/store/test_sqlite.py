@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from memos_llm.core.commands import Actor, Shift, audit
 from memos_llm.core.errors import ConfigError, Refused, StoreUnreachable
 from memos_llm.core.flags import SCHEMA, Flags, fresh
+from memos_llm.core.inventory import Line, Recorded, Sighting
 from memos_llm.core.ports import Instance
 from memos_llm.store import SqliteStore, files
 from memos_llm.store.database import FIXES, unreachable
@@ -404,3 +405,48 @@ def test_parent_and_child_of_a_fork_both_go_on(path: Path) -> None:
     asyncio.run(put_and_leave(store, 200_000))
     assert len(asyncio.run(store.history(10))) == 3
     asyncio.run(store.aclose())
+
+
+def seen(n: int) -> Sighting:
+    line = Line("synthesis", "qwen3:8b", "openai.chat", "", "team-a")
+    return Sighting(day=20_000, line=line, what="request", provider="ollama", detail="split", n=n, first=1.0, last=2.0)
+
+
+async def test_a_file_of_before_there_was_an_inventory_gets_one_and_keeps_what_it_has(
+    path: Path, store: SqliteStore, outside: sqlite3.Connection
+) -> None:
+    flags = await put(store, 300_000)
+    await store.aclose()
+    outside.executescript("DROP TABLE inventory; DROP TABLE inventory_lines; DROP TABLE inventory_since")
+    several = [SqliteStore(path) for _ in range(3)]
+    await asyncio.gather(*(one.record((seen(1),)) for one in several))
+    assert [one.n for one in (await several[0].recorded()).sightings] == []  # long past: dropped at once
+    assert (await several[0].recorded()).since is not None
+    assert await several[1].load() == flags
+    for one in several:
+        await one.aclose()
+
+
+async def test_counts_of_several_processes_stores_add_up(path: Path) -> None:
+    several = [SqliteStore(path, clock=lambda: 20_000 * 86_400.0) for _ in range(4)]
+    await asyncio.gather(*(one.record((seen(n),)) for one in several for n in range(1, 11)))
+    (found,) = (await several[0].recorded()).sightings
+    assert found.n == 4 * 55
+    for one in several:
+        await one.aclose()
+
+
+async def test_counts_are_not_written_into_a_newer_schema(store: SqliteStore, outside: sqlite3.Connection) -> None:
+    await put(store, 0)
+    outside.execute("UPDATE flags SET schema = ?", (SCHEMA + 1,))
+    with pytest.raises(Refused, match="upgrade"):
+        await store.record((seen(1),))
+    assert await store.recorded() == Recorded(since=None, sightings=())
+
+
+async def test_counts_that_fail_half_way_leave_nothing(store: SqliteStore, outside: sqlite3.Connection) -> None:
+    await store.load()
+    outside.execute("CREATE TRIGGER bad BEFORE INSERT ON inventory BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(StoreUnreachable, match="SQLITE_CONSTRAINT"):
+        await store.record((seen(1),))
+    assert await store.recorded() == Recorded(since=None, sightings=())

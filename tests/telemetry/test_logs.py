@@ -13,7 +13,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from memos_llm.core.call import Operation, Target, Usage
+from memos_llm.core.call import Operation, Target, Usage, Wire
 from memos_llm.core.decision import Arm, Decision, Reason
 from memos_llm.core.events import (
     BreakerChanged,
@@ -57,6 +57,7 @@ def ended(
         tpot_s=0.0125,
         usage=Usage(10, 20),
         warnings=warnings,
+        wire=Wire.OPENAI_CHAT,
     )
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from memos_llm.core.call import Operation, Target, Usage
+from memos_llm.core.call import Operation, Target, Usage, Wire
 from memos_llm.core.decision import Arm, Decision, Diversion, Reason
 from memos_llm.core.events import (
     AttemptEnded,
@@ -120,6 +120,7 @@ def ended(
         tpot_s=None if ttft_s is None else 0.01,
         usage=Usage(10, 20),
         warnings=(),
+        wire=Wire.OPENAI_CHAT,
     )
 
 
