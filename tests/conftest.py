@@ -1,11 +1,16 @@
 """Fixtures of the outermost tests; each test has a home folder of its own, so that none meets a user's files."""
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stack import Stack, open_stack
+
+HTTP_LIBRARIES = ("httpx", "httpx2")  # openai takes the second where it is installed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +30,34 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def swept() -> Iterator[None]:
-    """What a client library left open is swept up with its own tests, and not blamed on those of the next file."""
+def transports() -> Iterator[list[Any]]:
+    """Every transport of httpx there is: what those client libraries connect by, and keep."""
+    libraries = [importlib.import_module(name) for name in HTTP_LIBRARIES if importlib.util.find_spec(name)]
+    kinds = [kind for library in libraries for kind in (library.HTTPTransport, library.AsyncHTTPTransport)]
+    known = [each for each in gc.get_objects() if type(each) in kinds]
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in kinds:
+            patch.setattr(kind, "__init__", _noted(kind.__init__, known))
+        yield known
+    known.clear()
+    gc.collect()  # what is open all the same is told of this file, and not of the next
+
+
+def _noted(begin: Callable[..., None], known: list[Any]) -> Callable[..., None]:
+    def noted(transport: Any, *args: Any, **options: Any) -> None:
+        begin(transport, *args, **options)
+        known.append(transport)
+
+    return noted
+
+
+@pytest.fixture
+async def swept(transports: list[Any]) -> AsyncIterator[None]:
+    """Closes what a client library leaves open, while the test's loop still runs; a transport may be used again."""
     yield
-    gc.collect()
+    for transport in transports:
+        if hasattr(transport, "aclose"):
+            await transport.aclose()
+        else:
+            transport.close()
+    await asyncio.sleep(0.01)

@@ -25,11 +25,8 @@ OLLAMA_MODELS = ["qwen3:8b", "llama3.2:3b"]
 VLLM_MODEL = "Qwen/Qwen3-8B"
 ME = Actor("test")
 
-LEAVES_SOCKETS = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("swept"),
-]
-"""For clients that keep connections of their own and have no way to close them."""
+LEAVES_SOCKETS = pytest.mark.usefixtures("swept")
+"""For client libraries that keep connections for themselves and offer no way to close them."""
 
 
 def document(ollama: str, vllm: str, folder: Path, **changes: Any) -> dict[str, Any]:

@@ -134,10 +134,11 @@ class Dialect(Struct, frozen=True, kw_only=True):
             head = decode_optional(body, dict[str, Raw]) or {}
         except ValueError as error:
             raise BadRequest(f"the body is not a JSON object: {error}") from None
-        folded = {_fold(key): value for key, value in head.items()}
+        plain = _is_folded(head)
+        folded = head if plain else {_fold(key): value for key, value in head.items()}
         if len(folded) < len(head) or (self.folds and not _each_once(body, head)):
             raise BadRequest("a key comes twice in the body (keys that differ only in case count as one)")
-        if not self.folds:
+        if not self.folds and not plain:
             _check_spelling(head)
         return folded if self.folds else head
 
@@ -150,6 +151,12 @@ class _Turn(Struct):
 def _fold(key: str) -> str:
     """As Go's encoding/json matches keys: ASCII case, the Kelvin sign and the long s."""
     return key.lower().replace("ſ", "s")
+
+
+def _is_folded(head: Mapping[str, Raw]) -> bool:
+    """Whether folding would change no key: of nearly every body, and told of all keys at once."""
+    keys = "".join(head)
+    return keys == keys.lower() and "ſ" not in keys
 
 
 def _check_spelling(head: Mapping[str, Raw]) -> None:
@@ -173,11 +180,11 @@ def _each_once(body: bytes, head: Mapping[str, Raw]) -> bool:
         at = skip(body, at).end()  # type: ignore[union-attr]  # matches anything
         if not body.startswith(name, at):
             return _count_keys(body) == len(head)
-        colon = skip(body, at + len(name)).end()  # type: ignore[union-attr]
-        at = skip(body, colon + 1).end()  # type: ignore[union-attr]
+        colon = skip(body, at + len(name)).end()  # type: ignore[union-attr]  # as above
+        at = skip(body, colon + 1).end()  # type: ignore[union-attr]  # as above
         if not body.startswith(text, at):
             return False
-        at = skip(body, at + len(text)).end() + 1  # type: ignore[union-attr]
+        at = skip(body, at + len(text)).end() + 1  # type: ignore[union-attr]  # as above
     return not head or body.startswith(b"}", at - 1)
 
 
@@ -214,24 +221,32 @@ def _lenient(head: Mapping[str, Raw], key: str) -> object:
 
 
 def _metadata(head: Mapping[str, Raw]) -> Mapping[str, object]:
+    if "metadata" not in head:
+        return {}
     metadata = _lenient(head, "metadata")
     return metadata if isinstance(metadata, dict) else {}
 
 
 def _named_key(head: Mapping[str, Raw]) -> bytes | None:
+    if head.keys().isdisjoint(KEY_FIELDS):
+        return None
     named = (_text(_lenient(head, key)) for key in KEY_FIELDS)
     return next((name.encode() for name in named if name), None)
 
 
 def _digest(turns: list[_Turn]) -> bytes | None:
-    if all(turn.role != "assistant" for turn in turns):
+    first: _Turn | None = None
+    fields, answered = [], False
+    for turn in turns:
+        answered = answered or turn.role == "assistant"
+        if first is None and turn.role == "user":
+            first = turn
+        elif first is None and turn.role in ("system", "developer"):
+            fields.append(turn.content)
+    if first is None or not answered:
         return None
-    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:
-        return None
-    fields = [turn.content for turn in turns[:first] if turn.role in ("system", "developer")]
     digest = hashlib.sha256(b"conversation/v1")
-    for content in (*fields, turns[first].content):
+    for content in (*fields, first.content):
         text = content.encode() if isinstance(content, str) else msgspec.json.encode(content, order="sorted")
         digest.update(len(text).to_bytes(8, "big") + text)
     return digest.digest()

@@ -136,6 +136,9 @@ class _Connection(HttpToolsProtocol):
         self.transport.abort()
 
 
+_ACCEPTING_TURNS = 4  # of the loop, for what was just accepted: asyncio loses it once the server is closed
+
+
 class Listener:
     """One TCP port and its connections.
 
@@ -219,6 +222,10 @@ class Listener:
         """Stop listening, cut every connection by FIN, and wait until nothing is left."""
         self._stopping = True
         if self._server is not None:
+            for sock in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+            for _ in range(_ACCEPTING_TURNS):
+                await asyncio.sleep(0)
             self._server.close()
             self._server = None
         if self._holder is not None:

@@ -1,10 +1,16 @@
-"""A whole migration as the applications meet it: chat and embeddings on both sides, one gateway, one share."""
+"""A whole migration as the applications meet it: chat and embeddings on both sides, one gateway, one share.
 
+With MEMOS_LLM_REAL_SERVERS (URLs of an Ollama, a vLLM and a vLLM for embeddings, separated by spaces) the gateway
+stands in front of those, which serve tiny random weights: `scripts/real_backends test`.
+"""
+
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from stack import ME, document, open_gateway, settings
 
 from memos_llm.core.commands import Shift, Verify
@@ -13,11 +19,15 @@ from memos_llm.core.flags import EMBEDDING, PPM, Verification
 from memos_llm.emulators import OllamaEmulator, OllamaModel, VllmEmulator
 from memos_llm.testing import Recorder
 
-CHAT, EMBED = "qwen3:8b", "mxbai-embed-large"
-SERVED_CHAT, SERVED_EMBED = "Qwen/Qwen3-8B", "mixedbread-ai/mxbai-embed-large-v1"
+REAL = tuple(os.environ.get("MEMOS_LLM_REAL_SERVERS", "").split())
+CHAT, EMBED = ("tiny", "tiny-embed") if REAL else ("qwen3:8b", "mxbai-embed-large")
+SERVED_CHAT, SERVED_EMBED = (CHAT, EMBED) if REAL else ("Qwen/Qwen3-8B", "mixedbread-ai/mxbai-embed-large-v1")
 SIDES = {"share 0": 0.0, "share 1": 1.0}
 VOICE = {0.0: "Ollama answers", 1.0: "vLLM replies"}
-DIMENSION = 64
+DIMENSION = 256 if REAL else 64
+CALLS_TOOLS = pytest.mark.skipif(bool(REAL), reason="random weights call no tool")
+THINKS = pytest.mark.skipif(bool(REAL), reason="random weights do not think")
+UNDERSTANDS = pytest.mark.skipif(bool(REAL), reason="random weights do not know what a text means")
 OLD_EMBED = OllamaModel(EMBED, ("embedding",), context_length=512, family="bert", dimension=DIMENSION)
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -45,7 +55,7 @@ class Facade(NamedTuple):
 
     @property
     def voice(self) -> str:
-        return VOICE[self.share]
+        return "" if REAL else VOICE[self.share]
 
     @property
     def provider(self) -> str:
@@ -57,8 +67,11 @@ class Facade(NamedTuple):
 
 
 @asynccontextmanager
-async def open_facade(folder: Path, share: float) -> AsyncIterator[Facade]:
-    """Three back ends, the gateway, both shares at `share`; the embedding model is verified to be the same."""
+async def back_ends() -> AsyncIterator[tuple[str, ...]]:
+    """Addresses of an Ollama, of a vLLM, and of a vLLM for embeddings."""
+    if REAL:
+        yield REAL
+        return
     async with (
         OllamaEmulator(port=0, models=[CHAT, OLD_EMBED], space="mxbai") as ollama,
         VllmEmulator(port=0, models=[SERVED_CHAT]) as chat,
@@ -66,19 +79,22 @@ async def open_facade(folder: Path, share: float) -> AsyncIterator[Facade]:
             port=0, models=[SERVED_EMBED], task="embed", space="mxbai", dimension=DIMENSION, max_model_len=512
         ) as embed,
     ):
-        config = document(
-            ollama.url,
-            chat.url,
-            folder,
-            models={
-                CHAT: {
-                    "aliases": ["qwen3"],
-                    "vllm": {"name": SERVED_CHAT, "thinking": "enable_thinking", "split_think_tags": True},
-                },
-                EMBED: {"vllm": SERVED_EMBED},
-            },
-        )
-        endpoints = [{"url": chat.url}, {"url": embed.url, "models": [SERVED_EMBED]}]
+        yield ollama.url, chat.url, embed.url
+
+
+def _chat_model() -> dict[str, Any]:
+    if REAL:  # at another temperature random weights never say the same twice
+        return {"vllm": SERVED_CHAT, "defaults": {"temperature": 0}}
+    vllm = {"name": SERVED_CHAT, "thinking": "enable_thinking", "split_think_tags": True}
+    return {"aliases": ["qwen3"], "vllm": vllm}
+
+
+@asynccontextmanager
+async def open_facade(folder: Path, share: float) -> AsyncIterator[Facade]:
+    """Three back ends, the gateway, both shares at `share`; the embedding model is verified to be the same."""
+    async with back_ends() as (ollama, chat, embed):
+        config = document(ollama, chat, folder, models={CHAT: _chat_model(), EMBED: {"vllm": SERVED_EMBED}})
+        endpoints = [{"url": chat}, {"url": embed, "models": [SERVED_EMBED]}]
         config["providers"]["vllm"] = {"kind": "vllm", "endpoints": endpoints}
         async with open_gateway(settings(folder, config)) as (runtime, told, url):
             proof = Verification(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SCHEMA, SIDES, Facade, open_facade
+from clients_facade import ASKS_FOR_TOOL, CALLS_TOOLS, CHAT, DIMENSION, EMBED, SCHEMA, SIDES, Facade, open_facade
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -66,6 +66,7 @@ async def test_a_stream_adds_up(facade: Facade, chat: BaseChatModel) -> None:
     assert facade.served_by() == {facade.provider}
 
 
+@CALLS_TOOLS
 async def test_tools_over_two_turns(facade: Facade, chat: BaseChatModel) -> None:
     bound = chat.bind_tools([get_weather])
     question = HumanMessage(ASKS_FOR_TOOL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
+from clients_facade import ASKS_FOR_TOOL, CALLS_TOOLS, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
 from stack import LEAVES_SOCKETS
 
 pytestmark = LEAVES_SOCKETS
@@ -64,6 +64,7 @@ async def test_a_stream(spoken: Spoken) -> None:
     assert spoken.facade.served_by() == {spoken.facade.provider}
 
 
+@CALLS_TOOLS
 async def test_tools(spoken: Spoken) -> None:
     answer = await asyncio.to_thread(ask, spoken, ASKS_FOR_TOOL, tools=[TOOL])
     (call,) = answer.choices[0].message.tool_calls

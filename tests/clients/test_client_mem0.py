@@ -6,10 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SIDES, TOOL, Facade, open_facade
+from clients_facade import (
+    ASKS_FOR_TOOL,
+    CALLS_TOOLS,
+    CHAT,
+    DIMENSION,
+    EMBED,
+    SIDES,
+    TOOL,
+    UNDERSTANDS,
+    Facade,
+    open_facade,
+)
 from stack import LEAVES_SOCKETS
 
 pytestmark = LEAVES_SOCKETS
+KINDS = pytest.mark.parametrize("memory", ["ollama", "openai"], indirect=True)
 
 
 @pytest.fixture(params=SIDES.values(), ids=list(SIDES))
@@ -35,25 +47,43 @@ def configured(kind: str, facade: Facade, folder: Path) -> dict[str, Any]:
     }
 
 
-def remember(kind: str, facade: Facade, folder: Path) -> None:
-    from mem0 import Memory
-
-    memory = Memory.from_config(configured(kind, facade, folder))
-    question = [{"role": "user", "content": "Why is the sky blue?"}]
-    assert facade.voice in str(memory.llm.generate_response(question))
-    called = memory.llm.generate_response([{"role": "user", "content": ASKS_FOR_TOOL}], tools=[TOOL])
-    assert called["tool_calls"][0]["name"] == "get_weather"
-    for text in ("The cat sleeps on the mat", "Paris is the capital of France"):
-        memory.add(text, user_id="u", infer=False)
-    found = memory.search("where does the cat sleep", filters={"user_id": "u"}, top_k=2)["results"]
-    assert found[0]["memory"] == "The cat sleeps on the mat"
-
-
-@pytest.mark.parametrize("kind", ["ollama", "openai"])
-async def test_it_asks_remembers_and_finds(
-    kind: str, facade: Facade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def memory(
+    facade: Facade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Any:
     monkeypatch.setenv("MEM0_TELEMETRY", "False")
     monkeypatch.setenv("MEM0_DIR", str(tmp_path / "mem0"))
-    await asyncio.to_thread(remember, kind, facade, tmp_path)
+    from mem0 import Memory
+
+    # It asks Ollama for its models, and blocks meanwhile.
+    return await asyncio.to_thread(Memory.from_config, configured(request.param, facade, tmp_path))
+
+
+@KINDS
+async def test_it_asks(memory: Any, facade: Facade) -> None:
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    assert facade.voice in str(await asyncio.to_thread(memory.llm.generate_response, question))
+    assert facade.served_by() == {facade.provider}
+
+
+@CALLS_TOOLS
+@KINDS
+async def test_it_calls_a_tool(memory: Any, facade: Facade) -> None:
+    question = [{"role": "user", "content": ASKS_FOR_TOOL}]
+    called = await asyncio.to_thread(memory.llm.generate_response, question, tools=[TOOL])
+    assert called["tool_calls"][0]["name"] == "get_weather"
+    assert facade.served_by() == {facade.provider}
+
+
+def search(memory: Any) -> list[str]:
+    for text in ("The cat sleeps on the mat", "Paris is the capital of France"):
+        memory.add(text, user_id="u", infer=False)
+    found = memory.search("where does the cat sleep", filters={"user_id": "u"}, top_k=2)
+    return [each["memory"] for each in found["results"]]
+
+
+@UNDERSTANDS
+@KINDS
+async def test_it_finds_what_it_remembers(memory: Any, facade: Facade) -> None:
+    assert (await asyncio.to_thread(search, memory))[0] == "The cat sleeps on the mat"
     assert facade.served_by() == {facade.provider}

@@ -9,7 +9,20 @@ from typing import Any
 import ollama
 import openai
 import pytest
-from clients_facade import ASKS_FOR_TOOL, CHAT, DIMENSION, EMBED, SCHEMA, SIDES, TOOL, Facade, open_facade
+from clients_facade import (
+    ASKS_FOR_TOOL,
+    CALLS_TOOLS,
+    CHAT,
+    DIMENSION,
+    EMBED,
+    REAL,
+    SCHEMA,
+    SIDES,
+    THINKS,
+    TOOL,
+    Facade,
+    open_facade,
+)
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
 WEATHER: list[Any] = [{"role": "user", "content": ASKS_FOR_TOOL}]
@@ -65,6 +78,7 @@ async def test_openai_parsed_output(facade: Facade, compatible: openai.AsyncOpen
     assert facade.served_by() == {facade.provider}
 
 
+@CALLS_TOOLS
 @pytest.mark.parametrize("stream", [False, True])
 async def test_openai_tools(facade: Facade, compatible: openai.AsyncOpenAI, stream: bool) -> None:
     if stream:
@@ -81,7 +95,9 @@ async def test_openai_tools(facade: Facade, compatible: openai.AsyncOpenAI, stre
 async def test_openai_completions(facade: Facade, compatible: openai.AsyncOpenAI) -> None:
     whole = await compatible.completions.create(model=CHAT, prompt="Why is the sky blue?")
     assert whole.choices[0].text
-    assert whole.choices[0].finish_reason == "stop"  # and not after vLLM's 16 tokens
+    assert whole.usage is not None
+    # And not after vLLM's 16 tokens; random weights may go on until the context is full.
+    assert whole.choices[0].finish_reason == "stop" or (REAL and whole.usage.completion_tokens > 16)
     stream = await compatible.completions.create(model=CHAT, prompt="Why is the sky blue?", stream=True)
     chunks = [chunk async for chunk in stream]
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
@@ -151,12 +167,14 @@ async def test_ollama_generate_with_system_and_format(facade: Facade, native: ol
     assert facade.served_by() == {facade.provider}
 
 
+@THINKS
 async def test_ollama_thinks(facade: Facade, native: ollama.AsyncClient) -> None:
     assert (await native.chat(CHAT, MESSAGES, think=True)).message.thinking
     assert not (await native.chat(CHAT, MESSAGES, think=False)).message.thinking
     assert facade.served_by() == {facade.provider}
 
 
+@CALLS_TOOLS
 async def test_ollama_tools(facade: Facade, native: ollama.AsyncClient) -> None:
     answer = await native.chat(CHAT, WEATHER, tools=TOOLS, think=False)
     (call,) = answer.message.tool_calls or []
@@ -189,7 +207,7 @@ async def test_ollama_lists_shows_and_tells_what_runs(facade: Facade, native: ol
     shown = await native.show(CHAT)
     assert shown.modelinfo
     assert "completion" in (shown.capabilities or [])
-    running = {model.model for model in (await native.ps()).models}
+    running = {(model.model or "").removesuffix(":latest") for model in (await native.ps()).models}
     assert CHAT in running or facade.share == 1.0
 
 

@@ -36,6 +36,20 @@ OLLAMA_STREAM = (
 ).encode()
 OLLAMA_WHOLE = OLLAMA_STREAM.splitlines()[-1]
 GENERATE_STREAM = b'{"model":"qwen3:8b","response":"Hi","done":false}\n{"model":"qwen3:8b","response":"","done":true}\n'
+TEXT_STREAM = (
+    b'data: {"id":"cmpl-1","model":"qwen3:8b","choices":[{"index":0,"text":"Hi \\u003c","finish_reason":"stop"}]}\n\n'
+    b'data: {"id":"cmpl-1","model":"qwen3:8b","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7}}\n\n'
+    b"data: [DONE]\n\n"
+)
+TEXT_WHOLE = b'{"id":"cmpl-1", "model":"qwen3:8b","choices":[{"index":0,"text":"Hi","finish_reason":"stop"}],"x":1.50}'
+VECTORS = (
+    b'{"object":"list","data":[{"object":"embedding","embedding":[0.10,-2e-05],"index":0}],"model":"qwen3:8b", '
+    b'"usage":{"prompt_tokens":1,"total_tokens":1}}'
+)
+EMBEDDED = b'{"model":"qwen3:8b","embeddings":[[0.10,-2e-05]], "total_duration":9,"prompt_eval_count":1}'
+RESPONSES = (
+    b'event: response.created\ndata: {"type":"response.created", "x":1.50}\n\nevent: response.completed\ndata: {}\n\n'
+)
 
 EXCHANGES = {
     "openai stream": ("/v1/chat/completions", True, "text/event-stream; charset=utf-8", OPENAI_STREAM),
@@ -43,6 +57,12 @@ EXCHANGES = {
     "chat stream": ("/api/chat", True, "application/x-ndjson", OLLAMA_STREAM),
     "chat whole": ("/api/chat", False, "application/json; charset=utf-8", OLLAMA_WHOLE),
     "generate stream": ("/api/generate", True, "application/x-ndjson", GENERATE_STREAM),
+    "text stream": ("/v1/completions", True, "text/event-stream; charset=utf-8", TEXT_STREAM),
+    "text whole": ("/v1/completions", False, "application/json", TEXT_WHOLE),
+    "openai embeddings": ("/v1/embeddings", False, "application/json", VECTORS),
+    "ollama embed": ("/api/embed", False, "application/json; charset=utf-8", EMBEDDED),
+    "ollama embeddings": ("/api/embeddings", False, "application/json; charset=utf-8", b'{"embedding":[0.10, -2e-05]}'),
+    "responses": ("/v1/responses", True, "text/event-stream", RESPONSES),
 }
 
 
@@ -90,7 +110,13 @@ async def gateway_over_bytes(folder: Path) -> AsyncIterator[tuple[Upstream, http
 
 
 def request(path: str, stream: bool) -> bytes:
-    body = {"model": "qwen3:8b", "stream": stream, "prompt": "x", "messages": [{"role": "user", "content": "Grüße"}]}
+    body = {
+        "model": "qwen3:8b",
+        "stream": stream,
+        "prompt": "x",
+        "input": "x",
+        "messages": [{"role": "user", "content": "Grüße"}],
+    }
     if path.startswith("/v1"):
         body["stream_options"] = {"include_usage": True}
     return json.dumps(body, ensure_ascii=False, indent=1).encode()

@@ -24,9 +24,9 @@ from memos_llm.core.decision import Decision
 from memos_llm.core.events import AttemptEnded, RequestEnded
 from memos_llm.core.outcome import Kind
 from memos_llm.emulators import OllamaEmulator
-from memos_llm.providers.client import AiohttpClient
 from memos_llm.providers.health import Prober
 from memos_llm.providers.http import HttpTransport
+from memos_llm.providers.http1 import Http1Client
 from memos_llm.store import MemoryStore
 from memos_llm.telemetry.logs import RequestLog
 from memos_llm.testing import Recorder
@@ -66,7 +66,7 @@ def in_thread(work: Callable[[], object]) -> Iterator[list[object]]:
     def run() -> None:
         try:
             results.append(work())
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - whatever it raises is its result, Ctrl-C too
             results.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -224,7 +224,7 @@ async def test_explain_decides_on_the_routers_own_thread(config: Settings, monke
 PARTS: list[tuple[type, str]] = [
     (Prober, "aclose"),
     (HttpTransport, "aclose"),
-    (AiohttpClient, "aclose"),
+    (Http1Client, "aclose"),
     (Live, "aclose"),
     (RequestLog, "close"),
 ]
@@ -259,7 +259,7 @@ async def test_every_part_is_closed_in_order_even_when_one_fails(
     runtime = await open_runtime(config, kind="test", log=True)
     with pytest.raises(OSError, match="no"):
         await runtime.aclose()
-    assert closings == ["Prober", "HttpTransport", "HttpTransport", "AiohttpClient", "Live", "RequestLog"]
+    assert closings == ["Prober", "HttpTransport", "HttpTransport", "Http1Client", "Live", "RequestLog"]
     assert logging.getLogger().handlers == handlers
     await runtime.aclose()
     assert len(closings) == 6
@@ -288,6 +288,6 @@ async def test_what_cannot_be_opened_leaves_nothing_open(
     handlers = list(logging.getLogger().handlers)
     with pytest.raises(OSError, match="no"):
         await open_runtime(config, kind="test", log=True)
-    assert closings[-3:] == ["AiohttpClient", "Live", "RequestLog"]
+    assert closings[-3:] == ["Http1Client", "Live", "RequestLog"]
     assert stores == ["closed"]
     assert logging.getLogger().handlers == handlers

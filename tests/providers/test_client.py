@@ -1,4 +1,4 @@
-"""`AiohttpClient` against servers that misbehave on the wire."""
+"""Both `BackendClient`s against servers that misbehave on the wire."""
 
 import asyncio
 import socket
@@ -12,21 +12,31 @@ from rawserver import Connection, RawServer, closed_port
 
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
-from memos_llm.core.ports import RawReply
-from memos_llm.providers import client as module
+from memos_llm.core.ports import BackendClient, RawReply
 from memos_llm.providers.client import FAULTS, AiohttpClient, translate
+from memos_llm.providers.connections import KEEP_ALIVE_S
+from memos_llm.providers.http1 import Http1Client
 
 HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json", "X-Request-Id": "r-1"}
 
 
+Made = type[AiohttpClient] | type[Http1Client]
+
+
+@pytest.fixture(params=[AiohttpClient, Http1Client])
+def made(request: pytest.FixtureRequest) -> Made:
+    kind: Made = request.param
+    return kind
+
+
 @pytest.fixture
-async def client() -> AsyncIterator[AiohttpClient]:
-    client = AiohttpClient()
+async def client(made: Made) -> AsyncIterator[BackendClient]:
+    client = made()
     yield client
     await client.aclose()
 
 
-async def post(client: AiohttpClient, url: str, body: bytes = b"{}", *, connect_s: float = 3.0) -> RawReply:
+async def post(client: BackendClient, url: str, body: bytes = b"{}", *, connect_s: float = 3.0) -> RawReply:
     return await client.send("POST", url + "/x", HEADERS, body, connect_s=connect_s)
 
 
@@ -38,7 +48,7 @@ async def read_all(reply: RawReply) -> bytes:
     return body
 
 
-async def outcome_of(client: AiohttpClient, url: str, *, connect_s: float = 3.0) -> Outcome:
+async def outcome_of(client: BackendClient, url: str, *, connect_s: float = 3.0) -> Outcome:
     with pytest.raises(AttemptFailed) as caught:
         await post(client, url, connect_s=connect_s)
     return caught.value.outcome
@@ -50,7 +60,7 @@ async def serve(connection: Connection) -> None:
         await connection.answer(b"hello")
 
 
-async def test_a_request_carries_our_headers_and_no_others(client: AiohttpClient) -> None:
+async def test_a_request_carries_our_headers_and_no_others(client: BackendClient) -> None:
     heads: list[str] = []
 
     async def play(connection: Connection) -> None:
@@ -66,7 +76,7 @@ async def test_a_request_carries_our_headers_and_no_others(client: AiohttpClient
     assert names == [["accept-encoding", "content-length", "content-type", "host", "x-request-id"]] * 2
 
 
-async def test_reads_bytes_as_they_came_and_does_not_decompress(client: AiohttpClient) -> None:
+async def test_reads_bytes_as_they_came_and_does_not_decompress(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await connection.request()
         await connection.answer(b"\x1f\x8bnot really", "200 OK", "Content-Encoding: gzip")
@@ -75,7 +85,7 @@ async def test_reads_bytes_as_they_came_and_does_not_decompress(client: AiohttpC
         assert await read_all(await post(client, server.url)) == b"\x1f\x8bnot really"
 
 
-async def test_a_large_body_arrives_whole_and_without_a_warning(client: AiohttpClient) -> None:
+async def test_a_large_body_arrives_whole_and_without_a_warning(client: BackendClient) -> None:
     body = b"x" * 3_000_000
     got: list[bytes] = []
 
@@ -88,7 +98,7 @@ async def test_a_large_body_arrives_whole_and_without_a_warning(client: AiohttpC
     assert got == [body]
 
 
-async def test_follows_no_redirect(client: AiohttpClient) -> None:
+async def test_follows_no_redirect(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await connection.request()
         await connection.answer(b"", "307 Temporary Redirect", "Location: /elsewhere")
@@ -100,22 +110,22 @@ async def test_follows_no_redirect(client: AiohttpClient) -> None:
         assert server.accepted == 1
 
 
-async def test_heeds_no_proxy_of_the_environment(client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heeds_no_proxy_of_the_environment(client: BackendClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", await closed_port())
     monkeypatch.setenv("HTTP_PROXY", await closed_port())
     async with RawServer(serve) as server:
         assert await read_all(await post(client, server.url)) == b"hello"
 
 
-async def test_a_connection_is_used_again(client: AiohttpClient) -> None:
+async def test_a_connection_is_used_again(client: BackendClient) -> None:
     async with RawServer(serve) as server:
         for _ in range(3):
             await read_all(await post(client, server.url))
         assert server.accepted == 1
 
 
-async def test_an_idle_connection_expires() -> None:
-    client = AiohttpClient(keep_alive_s=0.01)
+async def test_an_idle_connection_expires(made: Made) -> None:
+    client = made(keep_alive_s=0.01)
     async with RawServer(serve) as server:
         await read_all(await post(client, server.url))
         await asyncio.sleep(0.02)  # longer than it may be idle
@@ -139,7 +149,7 @@ async def reset_on_the_next(connection: Connection) -> None:
 
 @pytest.mark.parametrize("play", [answer_once_then_hang_up_on_the_next, reset_on_the_next])
 async def test_a_reused_connection_that_ends_before_any_byte_is_tried_once_more(
-    client: AiohttpClient, play: object
+    client: BackendClient, play: object
 ) -> None:
     async with RawServer(play, serve) as server:  # type: ignore[arg-type]  # a script wider than its type
         assert await read_all(await post(client, server.url)) == b"first"
@@ -147,7 +157,7 @@ async def test_a_reused_connection_that_ends_before_any_byte_is_tried_once_more(
         assert server.accepted == 2
 
 
-async def test_the_retry_uses_no_other_pooled_connection(client: AiohttpClient) -> None:
+async def test_the_retry_uses_no_other_pooled_connection(client: BackendClient) -> None:
     all_there = asyncio.Event()
 
     async def stale(connection: Connection) -> None:
@@ -165,7 +175,7 @@ async def test_the_retry_uses_no_other_pooled_connection(client: AiohttpClient) 
         assert server.accepted == 4
 
 
-async def test_the_retry_happens_once(client: AiohttpClient) -> None:
+async def test_the_retry_happens_once(client: BackendClient) -> None:
     async def hang_up(connection: Connection) -> None:
         await connection.request()
 
@@ -175,7 +185,7 @@ async def test_the_retry_happens_once(client: AiohttpClient) -> None:
         assert (outcome.kind, outcome.code, server.accepted) == (Kind.TRUNCATED, "no_answer", 2)
 
 
-async def test_a_reused_connection_that_ends_within_the_head_is_not_tried_again(client: AiohttpClient) -> None:
+async def test_a_reused_connection_that_ends_within_the_head_is_not_tried_again(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await answer_once_then_hang_up_on_the_next(connection)
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-")
@@ -187,7 +197,7 @@ async def test_a_reused_connection_that_ends_within_the_head_is_not_tried_again(
         assert server.accepted == 1
 
 
-async def test_a_fresh_connection_that_ends_before_any_byte_is_not_tried_again(client: AiohttpClient) -> None:
+async def test_a_fresh_connection_that_ends_before_any_byte_is_not_tried_again(client: BackendClient) -> None:
     async def hang_up(connection: Connection) -> None:
         await connection.request()
 
@@ -196,15 +206,15 @@ async def test_a_fresh_connection_that_ends_before_any_byte_is_not_tried_again(c
         assert (outcome.kind, outcome.code, server.accepted) == (Kind.TRUNCATED, "no_answer", 1)
 
 
-async def test_a_refused_connection_says_so(client: AiohttpClient) -> None:
+async def test_a_refused_connection_says_so(client: BackendClient) -> None:
     assert await outcome_of(client, await closed_port()) == Outcome(kind=Kind.CONNECT, code="refused")
 
 
-async def test_a_name_that_does_not_resolve_says_so(client: AiohttpClient) -> None:
+async def test_a_name_that_does_not_resolve_says_so(client: BackendClient) -> None:
     assert await outcome_of(client, "http://no-such-host.invalid") == Outcome(kind=Kind.CONNECT, code="dns")
 
 
-async def test_tls_with_a_server_that_speaks_none_says_so(client: AiohttpClient) -> None:
+async def test_tls_with_a_server_that_speaks_none_says_so(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await connection.gone()
@@ -213,7 +223,7 @@ async def test_tls_with_a_server_that_speaks_none_says_so(client: AiohttpClient)
         assert await outcome_of(client, server.url.replace("http", "https")) == Outcome(kind=Kind.CONNECT, code="tls")
 
 
-async def test_a_connect_that_nobody_accepts_times_out(client: AiohttpClient) -> None:
+async def test_a_connect_that_nobody_accepts_times_out(client: BackendClient) -> None:
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -224,7 +234,7 @@ async def test_a_connect_that_nobody_accepts_times_out(client: AiohttpClient) ->
         assert await outcome_of(client, url, connect_s=0.1) == Outcome(kind=Kind.TIMEOUT, code="connect")
 
 
-async def test_endless_headers_are_cut_off(client: AiohttpClient) -> None:
+async def test_endless_headers_are_cut_off(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await connection.request()
         await connection.send(b"HTTP/1.1 200 OK\r\n")
@@ -235,7 +245,7 @@ async def test_endless_headers_are_cut_off(client: AiohttpClient) -> None:
         assert await outcome_of(client, server.url) == Outcome(kind=Kind.MALFORMED, code="http")
 
 
-async def test_an_endless_header_line_is_cut_off(client: AiohttpClient) -> None:
+async def test_an_endless_header_line_is_cut_off(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await connection.request()
         await connection.send(b"HTTP/1.1 200 OK\r\nX-More: ")
@@ -246,7 +256,7 @@ async def test_an_endless_header_line_is_cut_off(client: AiohttpClient) -> None:
         assert await outcome_of(client, server.url) == Outcome(kind=Kind.MALFORMED, code="http")
 
 
-async def test_what_is_not_http_is_malformed_and_not_quoted(client: AiohttpClient) -> None:
+async def test_what_is_not_http_is_malformed_and_not_quoted(client: BackendClient) -> None:
     async def play(connection: Connection) -> None:
         await connection.request()
         await connection.send(b"CANARY and more\r\n\r\n")
@@ -267,7 +277,7 @@ async def test_what_is_not_http_is_malformed_and_not_quoted(client: AiohttpClien
         b"Transfer-Encoding: chunked\r\n\r\n4\r\npart\r\n",
     ],
 )
-async def test_a_body_that_breaks_off_is_truncated(client: AiohttpClient, part: bytes) -> None:
+async def test_a_body_that_breaks_off_is_truncated(client: BackendClient, part: bytes) -> None:
     async def play(connection: Connection) -> None:
         await connection.request()
         await connection.send(b"HTTP/1.1 200 OK\r\n" + part)
@@ -281,7 +291,7 @@ async def test_a_body_that_breaks_off_is_truncated(client: AiohttpClient, part: 
 
 
 @pytest.mark.parametrize("moment", ["before the head", "before the body", "within the body"])
-async def test_leaving_early_closes_the_connection_at_once(client: AiohttpClient, moment: str) -> None:
+async def test_leaving_early_closes_the_connection_at_once(client: BackendClient, moment: str) -> None:
     left = asyncio.Event()
     sent = asyncio.Event()
 
@@ -311,8 +321,8 @@ async def test_leaving_early_closes_the_connection_at_once(client: AiohttpClient
         await asyncio.wait_for(left.wait(), 0.25)
 
 
-async def test_closing_twice_is_harmless() -> None:
-    client = AiohttpClient()
+async def test_closing_twice_is_harmless(made: Made) -> None:
+    client = made()
     await client.aclose()
     async with RawServer(serve) as server:
         await read_all(await post(client, server.url))
@@ -335,4 +345,4 @@ def test_every_exception_of_aiohttp_is_mapped() -> None:
 def test_an_unknown_error_of_the_system_is_still_translated() -> None:
     assert translate(ssl.SSLError("x")).kind is Kind.TRUNCATED
     assert translate(TimeoutError()).kind is Kind.TIMEOUT
-    assert module.KEEP_ALIVE_S < 5.0
+    assert KEEP_ALIVE_S < 5.0

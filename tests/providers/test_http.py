@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from rawserver import Connection, Play, RawServer, closed_port
+from stack import until
 
 from memos_llm.core.call import Feature, Wire, WireRequest
 from memos_llm.core.errors import AttemptFailed, ConfigError
@@ -319,9 +320,9 @@ async def test_a_stream_without_content_ends_at_once_when_its_endpoint_is_found_
         (state,) = transport._pool
         reply = await transport.open(REQUEST)
         reading = asyncio.create_task(read())
-        await asyncio.sleep(0.01)
+        await until(lambda: state.waiting)
         state.cut_waiting()
-        assert (await asyncio.wait_for(reading, 0.25)).outcome == DOWN
+        assert (await reading).outcome == DOWN
         assert not reading.cancelling()
         assert (in_flight(transport), state.waiting, state.cut) == (0, set(), set())
         await reply.aclose()
@@ -352,10 +353,11 @@ async def test_a_request_to_an_endpoint_that_was_down_before_is_not_cut_for_it(c
 async def test_a_read_that_is_cut_and_cancelled_at_once_is_cancelled(client: AiohttpClient) -> None:
     async with RawServer(head_only) as server:
         transport = transport_to(client, server.url)
+        (state,) = transport._pool
         reply = await transport.open(REQUEST)
         reading = asyncio.create_task(reply.read())
-        await asyncio.sleep(0.01)
-        next(iter(transport._pool)).cut_waiting()
+        await until(lambda: state.waiting)
+        state.cut_waiting()
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
@@ -380,7 +382,7 @@ async def test_committed_replies_are_left_alone(client: AiohttpClient) -> None:
         reply.committed()
         state.cut_waiting()
         reading = asyncio.create_task(reply.read())
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # its first step: it waits for more
         state.cut_waiting()
         resumes.set()
         assert await reading == b"rest"

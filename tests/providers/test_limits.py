@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rawserver import Connection, RawServer
+from stack import until
 
 from memos_llm.core.call import Passage, Quirk, Wire, WireRequest
 from memos_llm.core.errors import AttemptFailed
@@ -78,7 +79,10 @@ async def test_a_place_comes_free_with_the_end_of_an_answer(client: AiohttpClien
         transport = transport_to(client, server.url, max_inflight=1)
         reply = await transport.open(REQUEST)
         waiting = asyncio.create_task(transport.open(REQUEST))
-        await asyncio.sleep(0.01)
+        (state,) = transport._pool
+        assert state.places is not None
+        line = state.places._line
+        await until(lambda: len(line) == 1)
         assert not waiting.done()
         while await reply.read():
             pass

@@ -41,6 +41,8 @@ CASES: list[tuple[int, str, Kind, str, str]] = [
     (500, '{"error":"Failed to create new sequence: no input provided"}', Kind.CLIENT, "option", "Failed to create new sequence: no input provided"),  # noqa: E501
     (500, '{"error":"Failed to create new sequence: out of memory"}', Kind.SERVER, "status", "Failed to create new sequence: out of memory"),  # noqa: E501
     (500, '{"error":"the input length exceeds the context length"}', Kind.CLIENT, "option", "the input length exceeds the context length"),  # noqa: E501
+    (400, '{"error":"an error was encountered while running the model: unexpected EOF"}', Kind.SERVER, "runner", "an error was encountered while running the model: unexpected EOF"),  # noqa: E501
+    (400, '{"error":"do embedding request: Post \\"http://127.0.0.1:4/embedding\\": EOF"}', Kind.SERVER, "runner", 'do embedding request: Post "http://127.0.0.1:4/embedding": EOF'),  # noqa: E501
     (500, '{"error":"this model does not support embeddings"}', Kind.CONFIG, "not_supported", "this model does not support embeddings"),  # noqa: E501
     (502, "<html>", Kind.SERVER, "status", ""),
     (499, '{"error":"request canceled"}', Kind.SERVER, "gave_up", "request canceled"),

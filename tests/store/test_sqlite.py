@@ -235,6 +235,17 @@ async def test_a_newer_schema_that_cannot_be_read_says_so(
     await again.aclose()
 
 
+async def test_an_own_commit_is_heard_without_a_look_at_the_file(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "unpolled.db", poll_s=3600.0)
+    await put(store, 0)
+    watch = store.watch()
+    assert await anext(watch) == await store.load()
+    flags = await put(store, 100_000)
+    async with asyncio.timeout(5):
+        assert await anext(watch) == flags
+    await store.aclose()
+
+
 async def test_a_change_by_another_process_is_heard_within_a_second(path: Path, store: SqliteStore) -> None:
     other = SqliteStore(path)
     await put(store, 0)

@@ -1,6 +1,6 @@
 """The exposition is a contract: each event gives exactly these lines."""
 
-import timeit
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -343,12 +343,18 @@ def test_an_event_of_no_interest_is_ignored() -> None:
 
 
 def test_a_requests_events_are_cheap() -> None:
-    metrics = after(STARTED, ATTEMPT, TRIED, ended())
-    end = ended()
+    """Counted in calls, which are the same on every machine: 78 when this was written, in 6 µs."""
+    metrics, last = after(STARTED, ATTEMPT, TRIED, ended()), ended()
+    calls = 0
 
-    def request() -> None:
-        for event in (STARTED, ATTEMPT, TRIED, end):
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        for event in (STARTED, ATTEMPT, TRIED, last):
             metrics.on_event(event)
-
-    best_us = min(timeit.repeat(request, number=2000, repeat=5)) / 2000 * 1e6
-    assert best_us < 60, f"{best_us:.1f} µs"  # measured 6 µs; the margin is for a loaded machine
+    finally:
+        sys.setprofile(None)
+    assert 0 < calls < 150
