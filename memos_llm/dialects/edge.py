@@ -166,20 +166,22 @@ def _check_spelling(head: Mapping[str, Raw]) -> None:
 
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
 def _each_once(body: bytes, head: Mapping[str, Raw]) -> bool:
     """Whether the object holds exactly the entries that were decoded: msgspec keeps the last of equal keys.
 
-    Walks over the values without reading them; what does not fit (an escaped key) is counted token by token.
+    Walks over the values without reading them.
     """
     at, skip = body.index(b"{") + 1 if head else 0, _SPACE.match
     for key, value in head.items():
         name, text = b'"' + key.encode() + b'"', bytes(value)
         at = skip(body, at).end()  # type: ignore[union-attr]  # matches anything
         if not body.startswith(name, at):
-            return _count_keys(body) == len(head)
+            name = _escaped(body, at, key)
+        if not name:
+            return False
         colon = skip(body, at + len(name)).end()  # type: ignore[union-attr]  # as above
         at = skip(body, colon + 1).end()  # type: ignore[union-attr]  # as above
         if not body.startswith(text, at):
@@ -188,13 +190,10 @@ def _each_once(body: bytes, head: Mapping[str, Raw]) -> bool:
     return not head or body.startswith(b"}", at - 1)
 
 
-def _count_keys(body: bytes) -> int:
-    depth = keys = 0
-    for match in _TOKEN.finditer(body):
-        token = match.group()
-        depth += (token in b"{[") - (token in b"}]")
-        keys += depth == 1 and token == b":"
-    return keys
+def _escaped(body: bytes, at: int, key: str) -> bytes:
+    """The key as it is written there with escapes; empty: another one is."""
+    found = _STRING.match(body, at)
+    return found[0] if found is not None and decode_as(found[0], str) == key else b""
 
 
 def _read(head: Mapping[str, Raw], key: str, kind: type[T]) -> T | None:

@@ -122,6 +122,7 @@ class VllmEmulator(Emulator):
             auto_tools=enable_auto_tool_choice,
             vision=("vl" in name) if vision is None else vision,
             release=self.release,
+            served=self._served.first,
         )
         speech = Model(
             thinks="qwen3" in name if thinking is None else thinking,

@@ -25,6 +25,7 @@ class Limits:
     auto_tools: bool
     vision: bool
     release: Release
+    served: str
     trust_template: bool = False
 
 
@@ -56,10 +57,10 @@ def check_chat_of_model(given: dict[str, Any], limits: Limits) -> None:
         Rejection: 400, or 422 for an image that cannot be fetched.
     """
     if given["messages"] == []:
-        raise plain_error("Cannot apply chat template to an empty conversation")  # 0.32, measured
+        raise plain_error("Cannot apply chat template to an empty conversation. Provide at least one message.")
     if given.get("chat_template") and not limits.trust_template:
-        text = "Chat template is passed with request, but --trust-request-chat-template is not set. Refused request."
-        raise plain_error(text)
+        text = "Chat template is passed with request, but --trust-request-chat-template is not set."
+        raise plain_error(f"{text} Refused request with untrusted chat template.")
     _check_parser(given, limits)
     check_parts(given["messages"], limits)
     check_sampling(given, limits.release, ("max_completion_tokens", "max_tokens"))
@@ -251,7 +252,7 @@ def check_parts(messages: Sequence[Mapping[str, Any]], limits: Limits) -> None:
         if kind != "image_url":
             raise plain_error(f"Unknown part type: {kind}")
         if not limits.vision:
-            raise plain_error("At most 0 image(s) may be provided in one prompt.", "image")
+            raise plain_error(f"{limits.served} is not a multimodal model")
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         if not isinstance(url, str) or not url.startswith("data:"):
@@ -281,4 +282,9 @@ def _check_formats(given: Mapping[str, Any]) -> None:
 
 def _check_generation_prompt(given: Mapping[str, Any]) -> None:
     if given.get("add_generation_prompt", True) and given.get("continue_final_message"):
-        raise plain_error("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+        text = (
+            "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message when you "
+            "want the model to continue the final message, and add_generation_prompt when you want to add a header "
+            "that will prompt it to start a new assistant message instead."
+        )
+        raise plain_error(text)

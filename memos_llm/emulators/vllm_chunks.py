@@ -36,6 +36,11 @@ class Frame:
         return self.release.has("nulls of 0.33")
 
     @property
+    def prompt_text(self) -> dict[str, None]:
+        """A null that 0.32 added."""
+        return {"prompt_text": None} if self.release.has("nulls of 0.32") else {}
+
+    @property
     def fingerprint(self) -> str:
         """`system_fingerprint`."""
         return f"vllm-{self.release.version}-{answers.token_id(self.model):08x}"
@@ -83,7 +88,7 @@ def role_chunk(frame: Frame, index: int) -> dict[str, Any]:
         "logprobs": None,
         "finish_reason": None,
     }
-    nulls = {"prompt_token_ids": None, **({"prompt_text": None} if frame.modern else {})}
+    nulls = {"prompt_token_ids": None, **frame.prompt_text}
     return chunk(frame, [choice], **nulls)
 
 
@@ -194,7 +199,7 @@ def completion(frame: Frame, choices: list[dict[str, Any]], counts: dict[str, An
     if counts is not None:
         body["usage"] = counts
     nulls: dict[str, Any] = {"prompt_logprobs": None, "prompt_token_ids": None}
-    return body | nulls | ({"prompt_text": None} if frame.modern else {}) | {"kv_transfer_params": None}
+    return body | nulls | frame.prompt_text | {"kv_transfer_params": None}
 
 
 def text_object(
@@ -219,7 +224,7 @@ def text_object(
         body["usage"] = counts
     if not whole:
         return body | ({"system_fingerprint": frame.fingerprint} if fingerprint else {})
-    more = {"ec_transfer_params": None, "metrics": None} if frame.release.has("text nulls of 0.32") else {}
+    more = {"ec_transfer_params": None, "metrics": None} if frame.release.has("nulls of 0.32") else {}
     return body | {"kv_transfer_params": None} | more
 
 
@@ -243,7 +248,7 @@ def text_choice(
     }
     if not whole:
         return choice | {"prompt_token_ids": None, "token_ids": None}
-    more = {"routed_experts": None} if frame.release.has("text nulls of 0.32") else {}
+    more = {"routed_experts": None} if frame.release.has("nulls of 0.32") else {}
     return choice | {"token_ids": None, "prompt_logprobs": None, "prompt_token_ids": None} | more
 
 

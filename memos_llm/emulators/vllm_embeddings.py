@@ -203,7 +203,7 @@ def answer(frame: Frame, vectors: Sequence[Sequence[float]], encoding_format: st
             "total_tokens": tokens,
             "completion_tokens": 0,
             "prompt_tokens_details": None,
-            **({"completion_tokens_details": None} if frame.release.has("text nulls of 0.32") else {}),
+            **({"completion_tokens_details": None} if frame.release.has("nulls of 0.32") else {}),
         },
     }
 

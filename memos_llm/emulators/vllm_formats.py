@@ -78,6 +78,7 @@ class ChatFormat(_Plain):
             "finish_reason": job.finish_reason(index),
             "stop_reason": answer.matched_stop,
             "token_ids": None,
+            **({"routed_experts": None} if job.frame.release.has("nulls of 0.32") else {}),
         }
 
 

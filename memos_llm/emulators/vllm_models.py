@@ -44,8 +44,7 @@ class Served:
             return asked
         text = f"The model `{asked}` does not exist."
         if self._release.has("aliases in the unknown model text"):
-            known = ", ".join(f"`{name}`" for name in (*self.names, *self.loras))
-            text = f"{text} Available models: {known}."
+            text = f"{text} Valid aliases: {', '.join((*self.names, *self.loras))}."
         raise Rejection(404, "NotFoundError", text, "model")
 
     def cards(self, now: int) -> list[dict[str, Any]]:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memos_llm.emulators.vllm_requests import not_emulated, plain_error, schema_error, value_error
+from memos_llm.emulators.vllm_requests import (
+    Rejection,
+    SchemaFault,
+    not_emulated,
+    plain_error,
+    schema_errors,
+    value_error,
+)
 from memos_llm.emulators.vllm_versions import Release
 
 MAX_STOPS = 4
@@ -33,6 +40,7 @@ def check_sampling(given: Mapping[str, Any], release: Release, limit_names: Sequ
         if value is not None and not low <= value <= high:
             raise plain_error(f"{name} must be in [{low}, {high}], got {value}.")
     _check_counts(given)
+    _check_bias(given)
     limit = next((given[name] for name in limit_names if given.get(name) is not None), None)
     if limit is not None and limit < 1:  # the text names max_tokens for max_completion_tokens too (measured)
         raise value_error(f"max_tokens must be at least 1, got {limit}.", "max_tokens", limit)
@@ -50,6 +58,14 @@ def _check_temperature(temperature: float | None, release: Release) -> None:
         raise value_error(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
     if temperature > 2 and release.has("temperature at most 2"):
         raise value_error(f"temperature must be in [0, 2], got {temperature}.", "temperature", temperature)
+
+
+def _check_bias(given: Mapping[str, Any]) -> None:
+    """The keys are token ids, as text."""
+    wrong = [key for key in given.get("logit_bias") or {} if not key.lstrip("-").isdecimal()]
+    if wrong:
+        text = f"logit_bias contains key(s) that cannot be converted to integer token IDs: {wrong}"
+        raise value_error(text, "logit_bias", wrong)
 
 
 def _check_counts(given: Mapping[str, Any]) -> None:
@@ -78,13 +94,25 @@ def check_stop(given: Mapping[str, Any], release: Release) -> None:
     stop = given.get("stop")
     words = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise schema_error(("stop",), "string_type", "Input should be a valid string", stop)
+        raise schema_errors(_no_string(stop), *_no_strings(stop))
     if len(words) > MAX_STOPS and release.has("four stops"):
         text = f"List should have at most {MAX_STOPS} items after validation, not {len(words)}"
         ctx = {"field_type": "List", "max_length": MAX_STOPS, "actual_length": len(words)}
-        raise schema_error(("stop",), "too_long", text, stop, ctx)
+        raise schema_errors(_no_string(stop), SchemaFault(("stop",), "too_long", text, stop, ctx))
     if any(word == "" for word in words):
         raise plain_error("stop cannot contain an empty string.")
+
+
+def _no_string(value: Any, at: Sequence[str | int] = ("stop",)) -> SchemaFault:
+    return SchemaFault(at, "string_type", "Input should be a valid string", value)
+
+
+def _no_strings(value: Any) -> list[SchemaFault]:
+    """It may be a list of strings as well."""
+    if not isinstance(value, list):
+        return [SchemaFault(("stop",), "list_type", "Input should be a valid list", value)]
+    wrong = (number for number, word in enumerate(value) if not isinstance(word, str))
+    return [_no_string(value[number], ("stop", number)) for number in wrong]
 
 
 def check_top(top: int) -> None:
@@ -138,6 +166,16 @@ class Held:
             raise not_emulated(f"more than {MAX_HELD} tokens at once are")
 
 
+def too_long(prompt_tokens: int, max_model_len: int) -> Rejection:
+    """What is said of a prompt that does not fit (0.32, measured; wording changes between releases)."""
+    text = (
+        f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least "
+        f"{prompt_tokens} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+        "length of the input prompt."
+    )
+    return value_error(text, "input_tokens", prompt_tokens)
+
+
 def output_limit(wanted: int | None, prompt_tokens: int, max_model_len: int, release: Release) -> int:
     """Most tokens to generate; rejects what does not fit the context.
 
@@ -146,13 +184,12 @@ def output_limit(wanted: int | None, prompt_tokens: int, max_model_len: int, rel
     """
     room = max_model_len - prompt_tokens
     if room < 1:
-        text = (
-            f"This model's maximum context length is {max_model_len} tokens. However, your request has "
-            f"{prompt_tokens} input tokens. Please reduce the length of the input messages."
-        )
-        raise value_error(text, "input_tokens", prompt_tokens)
+        raise too_long(prompt_tokens, max_model_len)
     if wanted is None:
         return room
+    if wanted > max_model_len and release.has("long answers are clamped"):
+        text = f"max_tokens={wanted} cannot be greater than max_model_len={max_model_len}. Please request fewer output"
+        raise value_error(f"{text} tokens.", "max_tokens", wanted)
     if wanted > max_model_len or (wanted > room and not release.has("long answers are clamped")):
         text = (
             f"'max_tokens' or 'max_completion_tokens' is too large: {wanted}. This model's maximum context length is "

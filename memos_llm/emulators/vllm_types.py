@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from memos_llm.emulators.vllm_requests import schema_error
+from memos_llm.emulators.vllm_requests import NO_OBJECT, NO_OBJECT_TEXT, schema_error
 
 _TRUE = ("1", "t", "true", "y", "yes", "on")
 _FALSE = ("0", "f", "false", "n", "no", "off")
@@ -133,6 +133,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "str": _exactly(str, "string_type", "Input should be a valid string"),
     "list": _exactly(list, "list_type", "Input should be a valid list"),
     "dict": _exactly(dict, "dict_type", "Input should be a valid dictionary"),
+    "object": _exactly(dict, NO_OBJECT, NO_OBJECT_TEXT),
 }
 _OPTIONAL = {
     **dict.fromkeys(
@@ -142,7 +143,8 @@ _OPTIONAL = {
     "seed": "long?",
     "stream": "bool?",
     **dict.fromkeys(("model", "user"), "str?"),
-    **dict.fromkeys(("stream_options", "logit_bias", "response_format", "structured_outputs"), "dict?"),
+    "stream_options": "object?",
+    **dict.fromkeys(("logit_bias", "response_format", "structured_outputs"), "dict?"),
 }
 _SAMPLING = {
     **_OPTIONAL,

@@ -23,7 +23,7 @@ SWITCHES: Mapping[str, Sequence[Span]] = {
     "nested errors": [Span("0.10")],
     "health is 503 when dead": [Span("0.11")],
     "a dead engine says so in JSON": [Span("0.20")],
-    "aliases in the unknown model text": [Span("0.33")],
+    "aliases in the unknown model text": [Span("0.32")],
     # routes
     "/v1/responses": [Span("0.10")],
     "/v1/messages": [Span("0.12")],
@@ -43,7 +43,7 @@ SWITCHES: Mapping[str, Sequence[Span]] = {
     "says reasoning": [Span("0.12")],
     "says reasoning_content": [Span(until="0.16")],
     "nulls of 0.33": [Span("0.33")],
-    "text nulls of 0.32": [Span("0.32")],
+    "nulls of 0.32": [Span("0.32")],
     # metrics
     "engine label": [Span("0.9")],
     "gpu_ metrics": [Span(until="0.11")],

@@ -23,12 +23,14 @@ class BodyTooLarge(Exception):
     """The request body passed its limit."""
 
 
-async def read_body(receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole request body.
+async def read_body(receive: Receive, *, max_bytes: int, timeout_s: float, waits: bool = True) -> bytes:
+    """The whole request body. `waits`: False where it is known to be there, so that it takes no time limit.
 
     Raises:
         BodyTooLarge, ClientLeft, TimeoutError.
     """
+    if not waits:
+        return await _whole(receive, max_bytes)
     limit = IdleWatch(timeout_s)
     try:
         return await limit.read(lambda: _whole(receive, max_bytes))
@@ -60,6 +62,22 @@ async def _chunk(receive: Receive, max_bytes: int) -> Message:
 
 CONNECTION = "memos_llm.connection"
 """The key of the client's connection among a scope's extensions; `gateway.server` puts it there."""
+
+
+REQUEST = "memos_llm.request"
+"""The same for what the server keeps of the request."""
+
+
+class Received(Protocol):
+    """A request as far as it is there."""
+
+    more_body: bool
+
+
+def body_to_come(scope: Scope) -> bool:
+    """Whether a part of the request's body may not have arrived yet."""
+    received: Received | None = scope["extensions"].get(REQUEST)
+    return received is None or received.more_body
 
 
 class Connection(Protocol):
@@ -114,6 +132,5 @@ def header_value(text: str) -> bytes:
 
 async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """A whole response at once."""
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers, "body": body})

@@ -23,8 +23,10 @@ from memos_llm.gateway.asgi import (
     Receive,
     Scope,
     Send,
+    body_to_come,
     connection_of,
     read_body,
+    respond,
 )
 from memos_llm.gateway.errors import Voice, tell
 from memos_llm.gateway.paths import Place
@@ -167,7 +169,12 @@ async def body_of(arrival: Arrival) -> bytes:
     try:
         if declared.isdigit() and int(declared) > rules.max_body_bytes:
             raise BodyTooLarge
-        return await read_body(arrival.receive, max_bytes=rules.max_body_bytes, timeout_s=rules.body_timeout_s)
+        return await read_body(
+            arrival.receive,
+            max_bytes=rules.max_body_bytes,
+            timeout_s=rules.body_timeout_s,
+            waits=body_to_come(arrival.scope),
+        )
     except BodyTooLarge:
         raise PayloadTooLarge(f"the request body is larger than {rules.max_body_bytes} bytes") from None
     except TimeoutError:
@@ -196,10 +203,8 @@ class Reply:
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """A response in one piece, with its length."""
-        headers.append((b"content-length", b"%d" % len(body)))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await respond(self._send, status, headers, body)
         self._begun = True
-        await self._send({"type": "http.response.body", "body": body})
 
     async def fail(self, error: LLMError) -> None:
         """An error response; in-band, as the last event, when the answer has begun."""

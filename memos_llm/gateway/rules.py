@@ -1,6 +1,7 @@
 """The gateway's settings as requests meet them: worked out once per configuration."""
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
@@ -43,8 +44,11 @@ class Rules(Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = LOCAL_ORIGINS
     media_domains: tuple[str, ...] = ()
     allow_cloud: bool = False
+    max_connections: int = 4096
     max_concurrency: int = 1024
     max_body_bytes: int = 33_554_432
+    max_bodies_bytes: int = 1_073_741_824
+    max_json_values: int = 200_000
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
 
@@ -85,8 +89,11 @@ def rules_of(settings: Settings) -> Rules:
         origins=tuple(origin.lower().rstrip("/") for origin in gateway.cors_origins) or LOCAL_ORIGINS,
         media_domains=tuple(domain.lower().lstrip(".") for domain in gateway.media_domains),
         allow_cloud=gateway.allow_cloud,
+        max_connections=gateway.max_connections,
         max_concurrency=gateway.max_concurrency,
         max_body_bytes=gateway.max_body_bytes,
+        max_bodies_bytes=gateway.max_bodies_bytes,
+        max_json_values=gateway.max_json_values,
         header_timeout_s=gateway.header_timeout_s,
         body_timeout_s=gateway.body_timeout_s,
     )
@@ -107,13 +114,14 @@ class Rulebook:
         return self._rules
 
 
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]]*?))(?::[0-9]{1,5})?")
+
+
 def host_name(host: str) -> str:
-    """A `Host` header without its port, lower case, without a final dot."""
+    """A `Host` header without its port, lower case, without a final dot; what cannot be one, as it is."""
     host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdigit() else host).rstrip(".")
+    found = _HOST.fullmatch(host)
+    return host if found is None else found[1] or found[2].rstrip(".")
 
 
 def _is_local(name: str) -> bool:

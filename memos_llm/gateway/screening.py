@@ -3,6 +3,7 @@
 Ollama sends what is asked of a `:cloud` model to ollama.com; vLLM fetches media URLs from inside the network.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,10 +22,22 @@ ANY_KEYS = (b"_url", b'"source"')
 _NOT_CONTENT = frozenset({"tools", "functions", "arguments", "parameters", "input_schema", "metadata"})
 
 
+MAX_MODEL_CHARS = 1024
+WINDOW_BYTES = 1 << 20
+
+
+class TooManyValues(BadRequest):
+    """A body of more than `gateway.max_json_values` values."""
+
+    status = 413
+
+
 def check_model(name: str, rules: Rules) -> None:
     """Raises:
-    Forbidden: the name is one of Ollama's cloud models.
+    BadRequest: no model has a name so long. Forbidden: the name is one of Ollama's cloud models.
     """
+    if len(name) > MAX_MODEL_CHARS:
+        raise BadRequest(f"a model's name is at most {MAX_MODEL_CHARS} characters")
     if name.endswith("cloud") or name[-5:].lower() == "cloud":
         tag = name.rpartition(":")[2].lower() if ":" in name else ""
         if (tag == "cloud" or tag.endswith("-cloud")) and not rules.allow_cloud:
@@ -42,6 +55,33 @@ def check_media(body: bytes, rules: Rules, keys: tuple[bytes, ...] = (b"_url",))
     if b"\\u00" in body or any(key in body for key in keys):
         for url in _urls(_decoded(body)):
             _check_url(url, rules)
+
+
+async def check_values(body: bytes, limit: int) -> None:
+    """Keep every walk over a JSON body short: each of its values costs time that the other requests wait for.
+
+    Counts what separates values, outside of strings, and lets the others run meanwhile.
+
+    Raises:
+        TooManyValues.
+    """
+    if body.lstrip()[:1] not in (b"{", b"["):
+        return
+    values, at, inside = 0, 0, False
+    while at < len(body):
+        part = body[at : at + WINDOW_BYTES]
+        part += body[at + len(part) :][:1] if _ends_escaping(part) else b""
+        at += len(part)
+        pieces = part.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        values += b"".join(pieces[inside::2]).count(b",")
+        inside ^= len(pieces) % 2 == 0
+        if values >= limit:
+            raise TooManyValues(f"the body holds more than {limit} JSON values: see gateway.max_json_values")
+        await asyncio.sleep(0)
+
+
+def _ends_escaping(part: bytes) -> bool:
+    return (len(part) - len(part.rstrip(b"\\"))) % 2 == 1
 
 
 def _decoded(body: bytes) -> Any:

@@ -8,15 +8,17 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from memos_llm.gateway.asgi import CONNECTION
+from memos_llm.gateway.asgi import CONNECTION, REQUEST, Headers, Message
 
 MAX_HEAD_BYTES = 65_536
 PREDRAIN_S = 0.5
@@ -40,6 +42,35 @@ class HeadRefused(Protocol):
     def refused_head(self, status: int, target: str) -> bytes: ...
 
 
+class Cycle(RequestResponseCycle):
+    """uvicorn's request and response, which also takes a whole answer in one message.
+
+    A `http.response.start` with a `body` is all there is: it leaves in one write, and without the checks that an
+    answer in pieces needs. Each write is a system call, and costs as much as the parsing of a request.
+    """
+
+    def send(self, message: Message) -> Awaitable[None]:  # type: ignore[override]  # a coroutine less for each event
+        return self._whole(message) if "body" in message and not self.response_started else super().send(message)  # type: ignore[arg-type]  # uvicorn's own dicts
+
+    async def _whole(self, message: Message) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        self.response_started = self.response_complete = True
+        body = message["body"] if self.scope["method"] != "HEAD" else b""
+        headers: Headers = message["headers"]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+            raise RuntimeError("a header's value would begin a header of its own")
+        closing = b"" if self.keep_alive else b"connection: close\r\n"
+        self.transport.write(STATUS_LINE[message["status"]] + lines + closing + b"\r\n" + body)
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
 class ClientConnection(HttpToolsProtocol):
     """uvicorn's protocol, which also bounds a request's head and tells a running request that its client has left."""
 
@@ -48,6 +79,7 @@ class ClientConnection(HttpToolsProtocol):
     _head: object = None  # what tells the head being read from any other; None between heads
     _head_bytes = 0
     _unparsed_bytes = 0
+    _extensions: dict[str, Any]
     _stuck: asyncio.TimerHandle | None = None  # runs while the client does not read what was written
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -68,23 +100,63 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        extensions: dict[str, Any] = {CONNECTION: self}
-        self.scope["extensions"] = extensions
+        self._extensions = {CONNECTION: self}
+        self.scope["extensions"] = self._extensions
         self._head, self._head_bytes, self._unparsed_bytes = self.headers, 0, 0
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._head_bytes += len(url)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadTooLarge  # to the parser, whose error uvicorn answers with `send_400_response`
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)  # with what separates them
-        super().on_header(name, value)
+        """uvicorn's own, with the bound: a request has two dozen of them, so that a call more for each shows."""
+        self._head_bytes += len(name) + len(value) + 4  # with what separates them
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadTooLarge
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """uvicorn's own, less what is switched off here: upgrades, its limit of connections, a root path."""
         self._head = None
         if self._late is not None:
             self._forget_timer()
-        super().on_headers_complete()
+        scope, version = self.scope, self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        before, self.cycle = self.cycle, self._cycle(keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        self._extensions[REQUEST] = self.cycle
+        if before is None or before.response_complete:
+            task = self.loop.create_task(self.cycle.run_asgi(self.app))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+        else:  # pipelined: uvicorn begins it when the answer before it is out
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _cycle(self, *, keep_alive: bool) -> Cycle:
+        return Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -96,11 +168,6 @@ class ClientConnection(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().send_400_response(msg)
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES:
-            raise HeadTooLarge  # to the parser, whose error uvicorn answers with `send_400_response`
 
     def _refuse_head(self, status: int = 431) -> None:
         if self.transport.is_closing():

@@ -69,7 +69,8 @@ def divide(settings: Settings, workers: int) -> Settings:
         else key
         for key in gateway.api_keys
     )
-    part = {"max_concurrency": max(1, gateway.max_concurrency // workers), "api_keys": keys}
+    shared = ("max_connections", "max_concurrency", "max_bodies_bytes")
+    part = {name: max(1, getattr(gateway, name) // workers) for name in shared} | {"api_keys": keys}
     return settings.model_copy(update={"gateway": gateway.model_copy(update=part)})
 
 

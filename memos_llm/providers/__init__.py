@@ -1,6 +1,7 @@
 """Providers: from a configured back end to bytes on its wire, and to the typed face that a pipeline calls.
 
-client     HTTP (aiohttp)            breaker    state machine of one endpoint
+http1      HTTP (asyncio, httptools) breaker    state machine of one endpoint
+client     the same on aiohttp       connections  how they are made, kept and bounded
 http       the `Transport`           endpoints  pool: which endpoint, and is it usable
 ollama     what is particular to it  health     probes and their driver
 vllm       what is particular to it  refusals   error answers → outcomes
@@ -23,12 +24,13 @@ from memos_llm.providers import ollama, plugins, vllm
 from memos_llm.providers.client import AiohttpClient
 from memos_llm.providers.health import Prober
 from memos_llm.providers.http import HttpTransport, Profile
+from memos_llm.providers.http1 import Http1Client
 from memos_llm.providers.joined import JoinedTransport
 
 KINDS: Mapping[str, Profile] = {"ollama": ollama.PROFILE, "vllm": vllm.PROFILE}
 """The kinds of back end that are spoken to over HTTP by this package."""
 
-__all__ = ["KINDS", "AiohttpClient", "Prober", "open_transport"]
+__all__ = ["KINDS", "AiohttpClient", "Http1Client", "Prober", "open_transport"]
 
 
 def open_transport(

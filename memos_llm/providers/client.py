@@ -1,4 +1,4 @@
-"""HTTP to a back end, on aiohttp: the only module that knows that library.
+"""HTTP to a back end, on aiohttp: the only module that knows that library. (The programs use `http1`.)
 
 `AiohttpClient` is a `BackendClient`: no redirects, no proxies from the environment, no cookies, no decompression.
 Every exception of aiohttp becomes an `AttemptFailed` in `translate`, here and nowhere else. aiohttp's messages may
@@ -9,10 +9,7 @@ our request was on its way) shows as a *reused* connection that ends before any 
 once, on a connection of its own.
 """
 
-import errno
 import io
-import socket
-import ssl
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, NoReturn
@@ -23,11 +20,9 @@ from yarl import URL
 
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.providers.connections import KEEP_ALIVE_S, MAX_CONNECTIONS, NO_CONNECTION, cause
 
-KEEP_ALIVE_S = 4.0  # below vLLM's 5 s
 MAX_HEADER_BYTES = 16_384  # of one header line of an answer; aiohttp caps their number
-MAX_CONNECTIONS = 1_024  # to all back ends together: a process may open so many files only
-NO_CONNECTION = "connections"  # the code of a `saturated` outcome: none came free in time
 
 _UNPOOLED_CONNECTIONS = 64  # further ones, for requests that are sent again
 _MAX_URLS = 1_000  # kept parsed: endpoints are few, but a passage's path is anything
@@ -77,18 +72,6 @@ FAULTS: Mapping[str, Outcome] = {
 
 By name: not every release of aiohttp that we run on has them all."""
 
-CAUSES: Mapping[object, str] = {
-    errno.ECONNREFUSED: "refused",  # by number too: happy eyeballs folds several failures into a plain OSError
-    errno.ECONNRESET: "reset",
-    ConnectionRefusedError: "refused",
-    ConnectionResetError: "reset",
-    ConnectionAbortedError: "reset",
-    BrokenPipeError: "reset",
-    ssl.SSLError: "tls",
-    socket.gaierror: "dns",
-}
-"""The code of a failed connect, by what the operating system said; anything else is `unreachable`."""
-
 _CUT = Outcome(kind=Kind.TRUNCATED, code="cut")  # the connection broke within the body
 _CAUGHT = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
@@ -100,9 +83,7 @@ def translate(error: Exception) -> Outcome:
     found = next(FAULTS[c.__name__] for c in type(error).__mro__ if c.__name__ in FAULTS)
     if found.code != "unreachable":
         return found
-    said = getattr(error, "os_error", error)
-    clues = (*type(said).__mro__, getattr(said, "errno", None))
-    return Outcome(kind=found.kind, code=next((CAUSES[clue] for clue in clues if clue in CAUSES), "unreachable"))
+    return Outcome(kind=found.kind, code=cause(getattr(error, "os_error", error)))
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -146,6 +127,10 @@ class AiohttpReply:
     @property
     def headers(self) -> Mapping[str, str]:
         return self._response.headers
+
+    @property
+    def ready(self) -> bool:
+        return self._content.at_eof()
 
     async def read(self) -> bytes:
         try:

@@ -78,7 +78,7 @@ class Pool:
         for state in serving:
             if state.up is False:
                 continue
-            if state.breaker.would_admit(self._clock):
+            if state.breaker.state is State.CLOSED or state.breaker.would_admit(self._clock):
                 return None
             refused = BREAKER_OPEN
         return refused

@@ -84,7 +84,7 @@ class HttpReply:
 
     async def read(self) -> bytes:
         try:
-            chunk = await (self._raw.read() if self._committed else self._read_while_up())
+            chunk = await (self._raw.read() if self._committed or self._at_once() else self._read_while_up())
         except AttemptFailed:
             self._lease.end()
             raise
@@ -94,11 +94,14 @@ class HttpReply:
             self._lease.end()
         return chunk
 
+    def _at_once(self) -> bool:
+        """Whether nothing has to be waited for, so that nothing can happen meanwhile."""
+        if self._lease.state.downs != self._downs:  # found down between two reads
+            raise gone(self._lease.state.why)
+        return self._raw.ready
+
     async def _read_while_up(self) -> bytes:
-        state = self._lease.state
-        if state.downs != self._downs:  # found down between two reads
-            raise gone(state.why)
-        with state.patience():
+        with self._lease.state.patience():
             return await self._raw.read()
 
     async def aclose(self) -> None:
@@ -232,7 +235,9 @@ class HttpTransport:
         lease = state.begin()
         try:
             await self._take_place(lease, stream=False)
-            raw = await self._send(state, passage.method, state.url + passage.target, headers, request.body)
+            with state.patience():
+                url = state.url + passage.target
+                raw = await self._client.send(passage.method, url, headers, request.body, connect_s=self._connect_s)
         except BaseException:  # raised again: as in `open`
             lease.end()
             raise
@@ -318,7 +323,8 @@ class HttpTransport:
         self, state: EndpointState, method: str, url: str, headers: Mapping[str, str], body: bytes
     ) -> RawReply:
         """Send, and look at the status: anything but 2xx is a refusal."""
-        raw = await self._send(state, method, url, headers, body)
+        with state.patience():
+            raw = await self._client.send(method, url, headers, body, connect_s=self._connect_s)
         if 200 <= raw.status < 300:
             return raw
         try:
@@ -326,12 +332,6 @@ class HttpTransport:
         finally:
             await raw.aclose()
         raise refusal(raw.status, raw.headers, words, whole=whole)
-
-    async def _send(
-        self, state: EndpointState, method: str, url: str, headers: Mapping[str, str], body: bytes
-    ) -> RawReply:
-        with state.patience():
-            return await self._client.send(method, url, headers, body, connect_s=self._connect_s)
 
 
 async def _read_all(raw: RawReply, limit: int) -> bytes:

@@ -59,6 +59,12 @@ OLLAMA_CLIENT_500 = (
 )
 """What Ollama blames on itself and is the caller's (0.17.4, measured)."""
 
+OLLAMA_RUNNER_DIED = (
+    r"^(an error was encountered while running the model: |model runner has unexpectedly stopped"
+    r"|do embedding request: |error reading embed response: )"
+)
+"""What `/api/embed` and `/v1/embeddings` tell as a 400 when the runner died under them (source, `EmbedHandler`)."""
+
 SIGNS: tuple[Sign, ...] = (
     Sign(range(300, 400), Kind.CONFIG, "redirect"),
     Sign(_only(401, 403), Kind.CONFIG, "auth"),
@@ -70,6 +76,7 @@ SIGNS: tuple[Sign, ...] = (
     Sign(_only(499), Kind.SERVER, "gave_up"),
     Sign(_only(500), Kind.CLIENT, "option", _words(OLLAMA_CLIENT_500)),
     Sign(_only(500), Kind.CONFIG, NOT_SUPPORTED, _words("^this model does not support embeddings$")),
+    Sign(_only(400), Kind.SERVER, "runner", _words(OLLAMA_RUNNER_DIED)),
     Sign(range(500, 600), Kind.SERVER, "status"),
     Sign(range(400, 500), Kind.CLIENT, "status"),
 )
@@ -81,7 +88,7 @@ _UNKNOWN = Sign(range(0), Kind.MALFORMED, "status")
 def refusal(status: int, headers: Mapping[str, str], body: bytes, *, whole: bool = True) -> AttemptFailed:
     """The failure that an answer other than 2xx stands for.
 
-    The caller may read the back end's words, and have its body as it is when that is a `whole` JSON object. What is
+    The caller may read the back end's words, and have its body as it is when that is a `whole` error document. What is
     wrong on our side (the key, the route) is none of his business.
     """
     document = _decoded(body)
@@ -95,7 +102,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, whole: bool
     )
     if outcome.kind is Kind.CONFIG and outcome.code not in TOLD:
         return AttemptFailed(outcome)
-    return AttemptFailed(outcome, complaint.text, body if whole and isinstance(document, dict) else b"")
+    return AttemptFailed(outcome, complaint.text, body if whole and _tells(document) else b"")
 
 
 def read_complaint(body: bytes) -> Complaint:
@@ -126,6 +133,15 @@ def _decoded(body: bytes) -> object:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError):
         return _NOT_JSON
+
+
+def _tells(document: object) -> bool:
+    """Whether a client that reads errors finds one there."""
+    if not isinstance(document, dict):
+        return False
+    if "error" in document:
+        return isinstance(document["error"], str | dict)
+    return "message" in document or "detail" in document
 
 
 def _understood(document: object, body: bytes) -> Complaint:

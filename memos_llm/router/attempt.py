@@ -6,7 +6,7 @@ commit point every failure is an `AttemptFailed` and the chain may go on; after 
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -111,13 +111,17 @@ class Attempt:
     async def _until_committed(self, request_id: str) -> list[Frame]:
         request, self.warnings = self._codec.request(self._call, self.target, self._offer)
         request = replace(request, id=request_id, endpoint=self.endpoint)
-        self._to_come = [replace(request, body=body, more=(), id=f"{request_id}.{n}") for n, body in _further(request)]
+        if request.more:
+            further = enumerate(request.more, 2)
+            self._to_come = [replace(request, body=body, more=(), id=f"{request_id}.{n}") for n, body in further]
         self._decoder = self._codec.decoder(self._call, self.target)
         await self._send(request)
         held: list[Frame] = []
         size = 0
         while not self._eof:
             frames = self._decoded(await self._read())
+            if not frames:
+                continue
             held += frames
             if any(frame.parts & COMMITS for frame in frames):
                 break
@@ -196,7 +200,3 @@ class Attempt:
             self.complete = True
         if frame.usage is not None:
             self.usage = frame.usage
-
-
-def _further(request: WireRequest) -> Iterator[tuple[int, bytes]]:
-    return enumerate(request.more, 2)

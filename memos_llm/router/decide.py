@@ -6,6 +6,7 @@ refuses at the moment keeps its arm and is passed over.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from msgspec.structs import replace
 
@@ -61,7 +62,7 @@ def decide(
     else:
         provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, model, offered))
         chain = _chain(provider, call, model, policy, bool(scope.share_ppm), {} if chains is None else chains)
-    targets, diverted = _divert([target for target in chain if offered(target) is not None], offered)
+    targets, diverted = _divert([(target, offer) for target in chain if (offer := offered(target)) is not None])
     if not targets:
         raise NotOffered(f"no configured provider offers what this {call.wire.value} call for {call.model!r} needs")
     return Decision(
@@ -195,13 +196,12 @@ def _distinct(targets: Iterable[Target | None]) -> Iterator[Target]:
             yield target
 
 
-def _divert(chain: Sequence[Target], offers: Offers) -> tuple[tuple[Target, ...], tuple[Diversion, ...]]:
+def _divert(chain: Sequence[tuple[Target, Offer]]) -> tuple[tuple[Target, ...], tuple[Diversion, ...]]:
     """Refusing targets go to the end of the chain: a last, best effort, never the first choice."""
-    refusals = [offer.refused if (offer := offers(target)) is not None else None for target in chain]
-    if not any(refusals):
-        return tuple(chain), ()
-    willing = [target for target, why in zip(chain, refusals, strict=True) if why is None]
-    refusing = [target for target, why in zip(chain, refusals, strict=True) if why is not None]
-    first = refusals.index(None) if None in refusals else 0
-    passed_over = ((t.provider, why) for t, why in zip(chain[:first], refusals[:first], strict=True) if why is not None)
-    return (*willing, *refusing), tuple(Diversion(provider, why) for provider, why in passed_over)
+    willing = tuple([target for target, offer in chain if offer.refused is None])
+    if len(willing) == len(chain):
+        return willing, ()
+    refusing = [target for target, offer in chain if offer.refused is not None]
+    passed_over = takewhile(lambda pair: pair[1].refused is not None, chain) if willing else ()
+    diversions = tuple(Diversion(target.provider, offer.refused or "") for target, offer in passed_over)
+    return (*willing, *refusing), diversions

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 import msgspec
@@ -38,6 +39,8 @@ from memos_llm.core.ports import Clock
 Level = Literal["info", "warning", "error"]
 Line = tuple[Level, str, dict[str, Any]]
 
+LEVELS: Mapping[Level, int] = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
 CAPACITY = 10_000
 LINGER_S = 0.05  # lines are written in batches: waking a thread per request would cost more than the line
 MAX_NAME = 200
@@ -56,7 +59,7 @@ def configure(level: str = "INFO", stream: TextIO | None = None, *, worker: str 
     structlog.configure(
         processors=[_timestamp, structlog.processors.add_log_level, *([place] if worker else []), _json],
         wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
-        logger_factory=_Batch(stream or sys.stderr),
+        logger_factory=_Batch(stream or sys.stderr, level, worker),
         cache_logger_on_first_use=False,
     )
 
@@ -72,12 +75,19 @@ def say(level: Level, event: str, fields: Mapping[str, Any], stream: TextIO | No
 class _Batch:
     """Where lines go: gathered, and written with one call a batch. It is its own logger factory."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, level: str = "INFO", worker: str = "") -> None:
+        self._stream, self._worker = stream, {"worker": worker} if worker else {}
+        self._takes = {one for one, number in LEVELS.items() if number >= logging.getLevelName(level.upper())}
         self._lines: list[str] = []
 
     def __call__(self, *names: str) -> "_Batch":
         return self
+
+    def add(self, level: Level, name: str, at: float, fields: Mapping[str, Any]) -> None:
+        """What the processors of `configure` make of a line, for half of what structlog itself costs a request."""
+        if level in self._takes:
+            told = {"time": _time(at), **fields, "event": name, "level": level, **self._worker}
+            self._lines.append(msgspec.json.encode(told).decode())
 
     def _gather(self, line: str) -> None:
         self._lines.append(line)
@@ -114,8 +124,17 @@ def _pieces(lines: list[str]) -> Iterator[list[str]]:
 
 def _timestamp(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
     """When it happened (`at`, Unix seconds), not when it is written."""
-    at = datetime.fromtimestamp(line.pop("at", None) or time.time(), UTC)
-    return {"time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"), **line}
+    return {"time": _time(line.pop("at", None) or time.time()), **line}
+
+
+def _time(unix_s: float) -> str:
+    milliseconds = int(unix_s * 1000)
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _json(logger: WrappedLogger, method: str, line: EventDict) -> str:
@@ -348,19 +367,22 @@ class RequestLog:
                 queued.set()
                 continue
             level, name, fields = LINES[type(queued)](queued)
-            self._write(log, level, name, {"at": at} | _told(fields))
+            self._write(log, level, name, at, _told(fields))
         if self.dropped > self._reported:
             self._reported = self.dropped
-            self._write(log, "warning", "log-lines-dropped", {"total": self.dropped})
+            self._write(log, "warning", "log-lines-dropped", self._clock(), {"total": self.dropped})
         self._deliver(log)
 
     def _deliver(self, log: Any) -> None:
         if isinstance(log._logger, _Batch):  # a host's own configuration writes each line itself
             self.dropped += log._logger.deliver()
 
-    def _write(self, log: Any, level: Level, name: str, fields: dict[str, Any]) -> None:
+    def _write(self, log: Any, level: Level, name: str, at: float, fields: dict[str, Any]) -> None:
         try:
-            getattr(log, level)(name, **fields)
+            if isinstance(log._logger, _Batch):
+                log._logger.add(level, name, at, fields)
+            else:
+                getattr(log, level)(name, at=at, **fields)
         except Exception:  # noqa: BLE001 - a closed stderr must not end the thread
             self.dropped += 1
 

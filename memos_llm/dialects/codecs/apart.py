@@ -88,13 +88,16 @@ class _Part:
     def __init__(self, sum_: _Sum, index: int, *, last: bool) -> None:
         self._sum, self._index, self._last = sum_, index, last
         self._reader = OpenAIReader("")
-        self._told = False
+        self._told = self._over = False
 
     def read(self, event: Event) -> Frame | None:
+        if self._over:
+            return None
         frame = self._reader.read(event)
         if event.data is None or frame is None:
             return frame
         if event.data == b"[DONE]":
+            self._over = True
             return self._ending(event.raw, END)
         self._sum.add(frame.usage)
         return self._chunk(event.data, frame.parts)

@@ -38,22 +38,31 @@ class Reader(Protocol):
 
 
 class StreamDecoder:
-    """Frames of a stream, as soon as their bytes are there; the frames of one `feed` are joined."""
+    """Frames of a stream, as soon as their bytes are there; the frames of one `feed` are joined.
+
+    Nothing follows the end: what a back end says behind it is left out.
+    """
 
     def __init__(self, framer: Framer, reader: Reader) -> None:
         self._framer = framer
         self._reader = reader
         self._failure: AttemptFailed | None = None
+        self._ended = False
 
     def feed(self, chunk: bytes) -> Sequence[Frame]:
         if self._failure is not None:
             raise self._failure
+        if self._ended:
+            return ()
         frames: list[Frame] = []
         try:
             for event in self._framer.feed(chunk):
                 frame = self._reader.read(event)
                 if frame is not None:
                     frames.append(frame)
+                    if frame.parts & END:
+                        self._ended = True
+                        break
         except AttemptFailed as failure:
             self._failure = failure
             if not frames:
@@ -63,6 +72,8 @@ class StreamDecoder:
     def eof(self) -> Sequence[Frame]:
         if self._failure is not None:
             raise self._failure
+        if self._ended:
+            return ()
         frames = [self._rest(event) for event in self._framer.close()]
         frames.append(self._reader.finish())
         return [frame for frame in frames if frame is not None]
