@@ -17,6 +17,7 @@ from msgspec import Struct
 FEW = 20  # answers; with fewer the 95th percentile is the greatest one
 DRAWS, MOST_DRAWN = 2000, 1_000_000  # of the bootstrap, and how many samples they may look at
 COVERED = 0.95
+LEAST_ROUNDS = 6  # for an interval: of fewer, chance alone too often puts all on one side (6: 2 of 64)
 
 LOAD_LEAST_S, LOAD_FACTOR = 0.5, 3.0  # a warm-up that takes so much longer than the usual one has loaded the model
 
@@ -101,7 +102,7 @@ class Figures(Struct, frozen=True, kw_only=True):
 
 
 class Ratio(Struct, frozen=True, kw_only=True):
-    """A figure over the reference's; between `low` and `high` with 95% (None: one round has no interval)."""
+    """A figure over the reference's; between `low` and `high` with 95% (None: too few rounds for an interval)."""
 
     value: float
     low: float | None = None
@@ -218,7 +219,7 @@ def ratio(figure: Figure, pairs: Sequence[tuple[Turn, Turn]], seed: int = 0) -> 
     value = _quotient(figure, pairs)
     if value is None:
         return None
-    if len(pairs) < 2:
+    if len(pairs) < LEAST_ROUNDS:
         return Ratio(value=value)
     random, samples = Random(seed), sum(len(mine.samples) + len(other.samples) for mine, other in pairs)
     draws = max(100, min(DRAWS, MOST_DRAWN // max(1, samples)))

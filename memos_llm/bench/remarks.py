@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from memos_llm.bench.cells import clients, factor, interval, listed, seconds, times
-from memos_llm.bench.comparison import FEW, Comparison, Figures, Ratio
+from memos_llm.bench.comparison import FEW, LEAST_ROUNDS, Comparison, Figures, Ratio
 from memos_llm.bench.report import Level, ModelReport, Settings, Side
 
-FEW_ROUNDS = 5
 UNLIKE = 0.10  # of the longer answers: more than this apart, whole times do not compare
 BUSY = 0.8  # of one core: beyond that the client may be what limits
 THIS_HOST = "localhost"
@@ -183,11 +182,9 @@ def _few(settings: Settings, levels: Sequence[Level]) -> Iterator[str]:
             f"fewer than {FEW} answers at {listed([str(count) for count in thin])} client{'s' * (thin != [1])}: the "
             f"p95 there (*) is the slowest one; --runs {-(-FEW // thin[0])} would do"
         )
-    rounds = min((found.rounds for level in levels for found in level.figures), default=FEW_ROUNDS)
-    if rounds < FEW_ROUNDS and any(level.comparisons for level in levels):
-        little = "say little more than how far the rounds lie apart"
-        said = "a single round has no interval" if rounds == 1 else f"intervals of {rounds} rounds a level {little}"
-        yield f"{said}; --runs {2 * FEW_ROUNDS} says more"
+    rounds = min((found.rounds for level in levels for found in level.figures), default=LEAST_ROUNDS)
+    if rounds < LEAST_ROUNDS and any(level.comparisons for level in levels):
+        yield f"{rounds} round{'s' * (rounds != 1)} a level: too few for an interval; --runs {LEAST_ROUNDS} gives one"
 
 
 def loads(models: Iterable[ModelReport]) -> list[str]:

@@ -49,7 +49,7 @@ def bench(
             autocompletion=completion.models,
         ),
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, max=10_000, help="Requests per client, at each level.")] = 3,
+    runs: Annotated[int, typer.Option("--runs", min=1, max=10_000, help="Requests per client, at each level.")] = 6,
     concurrency: Annotated[
         str, typer.Option("--concurrency", metavar="N,N,…", help="Clients at once, level by level.")
     ] = "1,4,16",
@@ -285,9 +285,11 @@ async def _measure(
 
 def _not_there(error: "LLMError", specs: "Sequence[ProviderSpec]", model: str) -> failures.Failure:
     """A provider that did not answer the first call, with what to look at. The call held no text of anybody's."""
+    from memos_llm.core.lines import one_line
+
     spec = next((spec for spec in specs if spec.name == error.provider), None)
     where = f" at {', '.join(endpoint.url for endpoint in spec.endpoints)}" if spec else ""
-    said = f": {' '.join(error.client_text.split())[:200]}" if error.client_text else ""
+    said = f": {one_line(error.client_text)[:200]}" if error.client_text else ""
     return failures.Failure(
         f"{error.message}{said}: does {error.provider or 'it'} run{where}, and serve {model}?",
         failures.exit_code(error),
@@ -331,6 +333,7 @@ def _side(spec: "ProviderSpec", found: "Opened | None") -> "Side":
 
     from memos_llm.bench.report import Side
     from memos_llm.config.urls import canonical_host
+    from memos_llm.core.lines import one_line
 
     hosts = dict.fromkeys(canonical_host(urlsplit(endpoint.url).hostname or "") for endpoint in spec.endpoints)
     return Side(
@@ -338,7 +341,7 @@ def _side(spec: "ProviderSpec", found: "Opened | None") -> "Side":
         kind=spec.kind,
         endpoints=tuple(endpoint.url for endpoint in spec.endpoints),
         hosts=tuple(host for host in hosts if host),
-        versions=found.versions if found else (),
+        versions=tuple(map(one_line, found.versions)) if found else (),
         max_inflight=spec.max_inflight,
     )
 

@@ -120,6 +120,8 @@ def _groups(rows: "Sequence[Row]") -> "list[list[Row]]":
 
 
 def _title(row: "Row", found: "Inventory") -> str:
+    if row.why == "unanswered":
+        return "in doubt: too many were not answered at all"
     if row.state == "hangs":
         return f"HANGS on {found.baseline}: {row.why}"
     if row.why == "refused":
@@ -132,7 +134,7 @@ def _numbers(row: "Row", found: "Inventory") -> tuple[str, str, str]:
 
     on = row.on_baseline if found.candidate is None else row.on_candidate
     share = f"{100 * on / row.requests:.0f}%" if row.requests else "-"
-    return f"{row.requests or row.refused:,}", share, ago(found.at - row.last_seen).partition(" ")[0]
+    return f"{row.requests or row.unanswered or row.refused:,}", share, ago(found.at - row.last_seen).partition(" ")[0]
 
 
 def _names(row: "Row") -> tuple[str, str, str, str]:
@@ -147,6 +149,8 @@ def _noted(row: "Row") -> "Iterator[str]":
     yield from (f"{one.provider} failed it: {one.name} ×{one.n:,}" for one in row.failures)
     if row.warnings:
         yield ", ".join(f"{one.name} ×{one.n:,}" for one in row.warnings)
+    if row.requests and row.unanswered:
+        yield f"answered by nobody ×{row.unanswered:,}"
     if row.requests and row.refused:
         yield f"the caller's mistake (4xx) ×{row.refused:,}"
 

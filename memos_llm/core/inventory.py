@@ -38,8 +38,9 @@ REST = Line(OTHER, OTHER, OTHER, "", OTHER)
 class What(StrEnum):
     """What a sighting counts; `provider` and `detail` say more."""
 
-    REQUEST = "request"  # by who answered (or was asked last); detail: its cause
+    REQUEST = "request"  # by who answered (or was answering when its caller left); detail: its cause
     REFUSED = "refused"  # the same, for requests that were the caller's own mistake
+    UNANSWERED = "unanswered"  # the same, for requests that everybody failed; by who was asked last
     NEEDS = "needs"  # detail: what the call asked for that made it `not-offered`
     INCOMPATIBLE = "incompatible"  # refused by `provider`, taken by another; detail: status and code
     FAILED = "failed"  # a try at `provider` that failed; detail: kind and code

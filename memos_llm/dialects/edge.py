@@ -34,6 +34,9 @@ KEY_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 """What an OpenAI client may name a conversation or a person with, in the order in which we believe it."""
 
 
+MAX_KEYS = 1000
+"""Of a request's object; the longest that an API knows has some fifty."""
+
 SPELT = frozenset({"model", "stream", "n", "stream_options", "messages", "metadata"})
 """What we read of an OpenAI client's body, and therefore understand only if the back end reads it the same way."""
 
@@ -134,6 +137,8 @@ class Dialect(Struct, frozen=True, kw_only=True):
             head = decode_optional(body, dict[str, Raw]) or {}
         except ValueError as error:
             raise BadRequest(f"the body is not a JSON object: {error}") from None
+        if len(head) > MAX_KEYS:
+            raise BadRequest(f"the body has more than {MAX_KEYS} keys")
         plain = _is_folded(head)
         folded = head if plain else {_fold(key): value for key, value in head.items()}
         if len(folded) < len(head) or (self.folds and not _each_once(body, head)):

@@ -8,6 +8,11 @@ from collections.abc import Iterable
 
 from msgspec import Struct, field
 
+from memos_llm.core.errors import AttemptFailed
+from memos_llm.dialects.framing import MAX_EVENT_BYTES, OVERSIZE
+
+_PER_FRAGMENT = 64  # bytes that keeping one costs besides its text
+
 
 class FunctionFragment(Struct):
     name: str | None = None
@@ -33,27 +38,38 @@ class Assembler:
 
     def __init__(self) -> None:
         self._calls: list[Assembled] = []
-        self._by_index: dict[int, Assembled] = {}
-        self._last = 0
+        self._pieces: list[list[str]] = []  # of each call's arguments: to append to a text is to copy it
+        self._by_index: dict[int, int] = {}
+        self._last = self._size = 0
 
     def add(self, fragments: Iterable[Fragment]) -> None:
+        """Raises:
+        AttemptFailed: `malformed`, code `oversize`: together they are longer than an event may be.
+        """
         for fragment in fragments:
             self._add(fragment)
 
     def calls(self) -> list[Assembled]:
         """In the order in which they began."""
+        for call, pieces in zip(self._calls, self._pieces, strict=True):
+            call.arguments = "".join(pieces)
         return self._calls
 
     def _add(self, fragment: Fragment) -> None:
         index = self._last if fragment.index is None else fragment.index
         self._last = index
-        call = self._by_index.get(index)
-        if call is None or _begins_another(fragment, call):
-            call = self._by_index[index] = Assembled(fragment.id or "", fragment.function.name or "")
-            self._calls.append(call)
+        place, text = self._by_index.get(index), fragment.function.arguments or ""
+        self._size += len(text) + _PER_FRAGMENT
+        if self._size > MAX_EVENT_BYTES:
+            raise AttemptFailed(OVERSIZE)
+        if place is None or _begins_another(fragment, self._calls[place]):
+            place = self._by_index[index] = len(self._calls)
+            self._calls.append(Assembled(fragment.id or "", fragment.function.name or ""))
+            self._pieces.append([])
+        call = self._calls[place]
         call.id = call.id or fragment.id or ""
         call.name = call.name or fragment.function.name or ""
-        call.arguments += fragment.function.arguments or ""
+        self._pieces[place].append(text)
 
 
 def _begins_another(fragment: Fragment, call: Assembled) -> bool:

@@ -289,7 +289,7 @@ def _wanted(seen: Sequence[Message], text: str, names: list[str], tool_choice: A
 def _stopped(content: tuple[str, ...], stop: Sequence[str]) -> tuple[tuple[str, ...], str | None, int]:
     """Cut at the first stop string; the count keeps the tokens it took to produce it."""
     text = "".join(content)
-    hits = [(text.find(word), word) for word in stop if word and word in text]
+    hits = [(text.find(word), word) for word in stop if word in text]
     if not hits:
         return content, None, len(content)
     at, word = min(hits)
@@ -297,7 +297,7 @@ def _stopped(content: tuple[str, ...], stop: Sequence[str]) -> tuple[tuple[str, 
     while length < at + len(word):
         length += len(content[used])
         used += 1
-    return tokens(text[:at]), word, used
+    return tokens(text[:at]), word, max(used, 1)  # one token was made before an empty stop was found
 
 
 def _limited(

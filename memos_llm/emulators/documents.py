@@ -156,3 +156,12 @@ _SAMPLES: Mapping[str, Any] = {
     "boolean": _sample_boolean,
     "null": lambda schema, salt, room: None,
 }
+
+
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+
+
+def unknown_type(schema: Any) -> str | None:
+    """The type that a schema asks for, if JSON has no such type: neither server makes a grammar of that."""
+    wanted = schema.get("type") if isinstance(schema, dict) else None
+    return wanted if isinstance(wanted, str) and wanted not in _TYPES else None

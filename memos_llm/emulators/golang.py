@@ -112,8 +112,12 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
 Field = tuple[str, str]  # what fits (a key of the table above, or "any"), and Go's name of the type
 
 
-def fields(value: Any, struct: str, spec: Mapping[str, Field], path: str = "") -> dict[str, Any]:
+def fields(
+    value: Any, struct: str, spec: Mapping[str, Field], path: str = "", go_type: str | None = None
+) -> dict[str, Any]:
     """Decode an object into a struct: known keys only, in their canonical spelling, nulls left out.
+
+    `go_type`: Go's name of the type, if it is not the struct of Ollama's API.
 
     Raises:
         DecodeError: a value of another type, as `json: cannot unmarshal …`.
@@ -122,11 +126,11 @@ def fields(value: Any, struct: str, spec: Mapping[str, Field], path: str = "") -
         return {}
     if not isinstance(value, dict):
         where = f"Go struct field {struct}.{path} of type" if path else "Go value of type"
-        raise DecodeError(f"json: cannot unmarshal {kind(value)} into {where} api.{struct}")
+        raise DecodeError(f"json: cannot unmarshal {kind(value)} into {where} {go_type or f'api.{struct}'}")
     canonical = {name.lower(): name for name in spec}
     found: dict[str, Any] = {}
     for key, item in value.items():
-        name = canonical.get(key.lower())
+        name = canonical.get(key.lower().replace("ſ", "s"))
         if name is None:
             continue
         found.pop(name, None)
@@ -143,6 +147,11 @@ def _check(item: Any, struct: str, path: str, field: Field) -> None:
         raise DecodeError(f"json: cannot unmarshal {got} into Go struct field {struct}.{path} of type {go_type}")
 
 
+def number(value: float) -> int | float:
+    """A float64 as Go writes it: 1 for 1.0."""
+    return int(value) if float(value).is_integer() else value
+
+
 def duration_s(value: Any) -> float:
     """Read Ollama's keep_alive: seconds as a number, or a Go duration string; negative means forever.
 
@@ -152,7 +161,8 @@ def duration_s(value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float("inf") if value < 0 or value > _LONGEST_S else float(value)
     if not isinstance(value, str):
-        raise DecodeError(f"Unsupported type: '{kind(value)}'")
+        kinds = {"array": "[]interface {}", "object": "map[string]interface {}"}
+        raise DecodeError(f"Unsupported type: '{kinds.get(kind(value), kind(value))}'")
     if value in ("0", "+0", "-0"):
         return 0.0
     if not _DURATION.fullmatch(value):

@@ -166,10 +166,11 @@ class OllamaEmulator(Emulator):
     async def dispatch(self, exchange: Exchange) -> None:
         request = exchange.request
         if not ollama_door.admitted(exchange, loopback=self.bound_to_loopback):
-            await exchange.reply(403)
+            offered = (self._methods(request.path) or ()) if request.method == "OPTIONS" else ()
+            await exchange.reply(403, b"", ollama_door.preflight(exchange, offered))
             return
         if request.method == "OPTIONS" and "origin" in request.headers:
-            await exchange.reply(204)
+            await exchange.reply(204, b"", ollama_door.preflight(exchange, self._methods(request.path) or ()))
             return
         methods = self._methods(request.path)
         route = (methods or {}).get(request.method)
@@ -201,9 +202,18 @@ class OllamaEmulator(Emulator):
         request = exchange.request
         bare = request.path.rstrip("/")
         if bare != request.path and request.method in _ROUTES.get(bare, {}):
-            await exchange.reply(301 if request.method == "GET" else 307, b"", [("location", bare)])
+            await _redirect(exchange, bare)
         else:
             await exchange.reply(404, b"404 page not found", TEXT)
+
+
+async def _redirect(exchange: Exchange, place: str) -> None:
+    """As Go's http.Redirect: a page for a GET, nothing but the headers for what is to be sent again."""
+    if exchange.request.method == "GET":
+        page = f'<a href="{place}">Moved Permanently</a>.\n\n'.encode()
+        await exchange.reply(301, page, [("location", place), ("content-type", "text/html; charset=utf-8")])
+    else:
+        await exchange.reply(307, b"", [("location", place)])
 
 
 def _missing_words(path: str) -> str:
@@ -245,10 +255,10 @@ async def _v1_chat(server: Ollama, exchange: Exchange) -> None:
 
 
 _ROUTES: Mapping[str, Mapping[str, Route]] = {
-    "/": {"GET": _alive, "HEAD": _alive},
-    "/api/version": {"GET": _version, "HEAD": _version},
+    "/": {"HEAD": _alive, "GET": _alive},
+    "/api/version": {"HEAD": _version, "GET": _version},
     "/api/status": {"GET": _status},
-    "/api/tags": {"GET": ollama_catalogue.tags, "HEAD": ollama_catalogue.tags},
+    "/api/tags": {"HEAD": ollama_catalogue.tags, "GET": ollama_catalogue.tags},
     "/api/ps": {"GET": ollama_catalogue.ps},
     "/api/show": {"POST": ollama_catalogue.show},
     "/api/chat": {"POST": _chat},

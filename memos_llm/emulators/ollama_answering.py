@@ -71,11 +71,15 @@ async def infer(server: Ollama, exchange: Exchange, asked: Asked, shape: Shape) 
         if asked.empty:
             await exchange.reply(200, shape.loaded("load"), shape.whole_headers)
             return
-        if asked.format_error:
-            raise Refusal(500, asked.format_error)
         if "vision" not in model.capabilities:
             asked.messages = [ollama_requests.blind(message) for message in asked.messages]
-        generation = _generation(server, asked, model, runner, clock, think=think)
+        try:
+            generation = _generation(server, asked, model, runner, clock, think=think)
+        except Refusal as refusal:  # by the runner, so that a stream has begun in a way
+            if not asked.stream:
+                raise
+            await server.fail_unstarted(exchange, refusal.text, refusal.status)
+            return
         await _answer(server, exchange, asked, generation, shape)
 
 
@@ -95,6 +99,8 @@ async def _runner(server: Ollama, stack: AsyncExitStack, model: OllamaModel, ask
 def _generation(
     server: Ollama, asked: Asked, model: OllamaModel, runner: Runner, clock: Clock, *, think: bool
 ) -> Generation:
+    if asked.format_error:
+        raise Refusal(500, asked.format_error)
     window = fit(asked, model, runner.num_ctx, exact=not server.behaves.llama_server)
     answer = answers.expected(
         "ollama",

@@ -52,6 +52,8 @@ def read(body: bytes) -> tuple[Asked, bool]:
         options = _options(given)
     except golang.DecodeError as reason:
         raise Refusal(400, str(reason), by_layer=True) from reason
+    if not 0 <= given.get("logprobs", 0) <= 20:
+        raise Refusal(400, "top_logprobs must be between 0 and 20")
     prompt, suffix = given.get("prompt", ""), given.get("suffix", "")
     asked = Asked(
         given.get("model", ""),

@@ -82,6 +82,14 @@ class OllamaModel:
         return self.name.split("/")[-2] if "/" in self.name else "library"
 
 
+def spelled_out(name: str) -> str:
+    """A malformed name as an error shows it: with what it lacks."""
+    *above, last = name.split("/")
+    model, _, tag = last.partition(":")
+    parts = [*("registry.ollama.ai", "library")[: max(0, 2 - len(above))], *above, model]
+    return f"{'/'.join(part or '!MISSING!' for part in parts)}:{tag or 'latest'}"
+
+
 def valid_name(name: str) -> bool:
     """Whether a model name is well-formed."""
     return _NAME.fullmatch(name) is not None

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memos_llm.emulators import golang
-from memos_llm.emulators.ollama_models import Catalogue, OllamaModel, valid_name
+from memos_llm.emulators import documents, golang
+from memos_llm.emulators.ollama_models import Catalogue, OllamaModel, spelled_out, valid_name
 from memos_llm.emulators.ollama_versions import Behaviour
 
 _LEVELS = ("low", "medium", "high", "max")
@@ -99,10 +99,11 @@ class Naming:
 
 
 _CLOUD = re.compile(r":(?:[^/:]*-)?cloud$", re.IGNORECASE)  # runs on the vendor's servers; this one has that off
+BAD_SCHEMA = "invalid JSON schema in format"
 _REQUIRED = (400, "model is required")
 _UNKNOWN = (404, "model '{name}' not found")
 _NOT_PULLED = (404, 'model "{name}" not found, try pulling it first')
-_UNQUALIFIED = (500, "unqualified name: {name}")
+_UNQUALIFIED = (500, "unqualified name: {spelled}")
 CHAT_NAMING = Naming(_REQUIRED, _UNKNOWN, _REQUIRED)
 GENERATE_NAMING = Naming(_UNKNOWN, _UNKNOWN, _UNKNOWN)
 SHOW_NAMING = Naming(_REQUIRED, _UNKNOWN, _UNQUALIFIED)
@@ -158,8 +159,8 @@ class Asked:
 
     @property
     def stop(self) -> list[str]:
-        """Stop strings."""
-        return [word for word in self.options.get("stop", []) if word]
+        """Stop strings; an empty one stops at once (measured)."""
+        return list(self.options.get("stop", []))
 
 
 def peek(body: bytes, key: str, usual: Any) -> Any:
@@ -271,9 +272,12 @@ def _common(given: Mapping[str, Any], messages: list[dict[str, Any]], behaves: B
 def _format(given: Any) -> tuple[Any, str | None]:
     if given is None or given == "":
         return None, None
+    if documents.unknown_type(given) is not None:
+        return None, BAD_SCHEMA
     if given == "json" or isinstance(given, dict):
         return given, None
-    return None, f'invalid format: {golang.dumps(given).decode()}; expected "json" or a valid JSON Schema object'
+    quoted = golang.dumps(golang.dumps(given).decode()).decode()
+    return None, f'invalid format: {quoted}; expected "json" or a valid JSON Schema object'
 
 
 def _think(given: Any, behaves: Behaviour) -> bool | str | None:
@@ -290,7 +294,7 @@ def _think(given: Any, behaves: Behaviour) -> bool | str | None:
 
 def _message(given: Any) -> dict[str, Any]:
     try:
-        message = golang.fields(given, "ChatRequest", _MESSAGE, "messages")
+        message = golang.fields(given, "ChatRequest", _MESSAGE, "messages", "api.Alias")
         calls = [_tool_call(call) for call in message.get("tool_calls", [])]
     except golang.DecodeError as reason:
         raise Refusal(400, str(reason)) from reason
@@ -328,7 +332,7 @@ def tool(given: Any) -> dict[str, Any]:
         Refusal: wrong types.
     """
     try:
-        outer = golang.fields(given, "ChatRequest", _TOOL, "tools")
+        outer = golang.fields(given, "ChatRequest", _TOOL, "tools", "api.Tool")
         function = golang.fields(outer.get("function"), "ChatRequest", _TOOL_FUNCTION, "tools.function")
     except golang.DecodeError as reason:
         raise Refusal(400, str(reason)) from reason
@@ -355,7 +359,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         wanted = _OPTION_TYPES.get(key)
         if wanted is None or value is None or _fits(wanted, value):
             continue
-        raise Refusal(500, f'option "{key}" must be of type {wanted}')
+        strings = wanted == "array" and isinstance(value, list)
+        raise Refusal(500, f'option "{key}" must be of {"an array of strings" if strings else f"type {wanted}"}')
 
 
 def _fits(wanted: str, value: Any) -> bool:
@@ -390,7 +395,7 @@ def find_model(catalogue: Catalogue, name: str, naming: Naming, *, strict_names:
 
 def _refused(words: tuple[int, str], name: str) -> Refusal:
     status, text = words
-    return Refusal(status, text.replace("{name}", name))
+    return Refusal(status, text.replace("{name}", name).replace("{spelled}", spelled_out(name)))
 
 
 def check_capabilities(model: OllamaModel, asked: Asked, behaves: Behaviour) -> bool:

@@ -78,12 +78,12 @@ class Ollama:
         else:
             await exchange.reply(refusal.status, golang.dumps({"error": refusal.text}), JSON)
 
-    async def fail_unstarted(self, exchange: Exchange, text: str) -> None:
+    async def fail_unstarted(self, exchange: Exchange, text: str, status: int = 500) -> None:
         """An error before the first record keeps its status; it is chunked and without charset (measured)."""
         if exchange.request.path.startswith("/v1/"):
-            await self.refuse(exchange, Refusal(500, text))
+            await self.refuse(exchange, Refusal(status, text))
         else:
-            await exchange.reply(500, golang.dumps({"error": text}), JSON_BARE, chunked=True)
+            await exchange.reply(status, golang.dumps({"error": text}), JSON_BARE, chunked=True)
 
     async def show(self, exchange: Exchange, value: Any, *, v1: bool = False) -> None:
         """Answer JSON on a route that does no inference; faults with `all` interrupt it. v1: as that layer writes."""

@@ -15,7 +15,7 @@ from typing import Any
 from memos_llm.emulators import golang, ollama_requests
 from memos_llm.emulators.ollama_models import OllamaModel, valid_name
 from memos_llm.emulators.ollama_requests import Refusal
-from memos_llm.emulators.ollama_server import JSON_BARE, NDJSON, Ollama
+from memos_llm.emulators.ollama_server import JSON, JSON_BARE, NDJSON, Ollama
 from memos_llm.emulators.wire import Exchange
 
 _SIZE = 5 << 30
@@ -113,7 +113,7 @@ async def delete(server: Ollama, exchange: Exchange) -> None:
 
 async def has_blob(server: Ollama, exchange: Exchange) -> None:
     """`HEAD /api/blobs/DIGEST`."""
-    await exchange.reply(200 if _digest(exchange) in server.blobs else 404)
+    await exchange.reply(200 if _digest(exchange) in server.blobs else 404, b"", JSON)
 
 
 async def add_blob(server: Ollama, exchange: Exchange) -> None:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memos_llm.emulators import golang, ollama_requests
-from memos_llm.emulators.ollama_requests import Asked, Refusal
+from memos_llm.emulators import documents, golang, ollama_requests
+from memos_llm.emulators.ollama_requests import BAD_SCHEMA, Asked, Refusal
 from memos_llm.emulators.ollama_server import JSON_BARE, SSE
 from memos_llm.emulators.ollama_versions import Behaviour
 
@@ -49,6 +49,7 @@ _MESSAGE: Mapping[str, golang.Field] = {
 _STRING: golang.Field = ("string", "string")
 _CALL: Mapping[str, golang.Field] = {"id": _STRING, "type": _STRING, "function": ("map", "struct")}
 _CALL_FUNCTION: Mapping[str, golang.Field] = {"name": _STRING, "arguments": _STRING}
+_STRUCT = "ChatCompletionRequest"
 _FORMAT: Mapping[str, golang.Field] = {"type": _STRING, "json_schema": ("map", "openai.JsonSchema")}
 _EFFORT: Mapping[str, golang.Field] = {"effort": _STRING}
 _IMAGE_PREFIXES = ("data:;base64,", *(f"data:image/{kind};base64," for kind in ("jpeg", "jpg", "png", "webp")))
@@ -64,20 +65,21 @@ def read_chat(body: bytes, *, behaves: Behaviour) -> tuple[Asked, bool]:
         Refusal: by the layer, 400.
     """
     try:
-        given = golang.fields(golang.loads(body), "ChatCompletionRequest", _CHAT)
+        given = golang.fields(golang.loads(body), _STRUCT, _CHAT, go_type=f"openai.{_STRUCT}")
         raw_messages = [
-            golang.fields(m, "ChatCompletionRequest", _MESSAGE, "messages") for m in given.get("messages", [])
+            golang.fields(m, _STRUCT, _MESSAGE, "messages", "openai.Message") for m in given.get("messages", [])
         ]
         if not raw_messages:
             raise golang.DecodeError("[] is too short - 'messages'")
         messages = [native for message in raw_messages for native in _native(message)]
         tools = [ollama_requests.tool(item) for item in given.get("tools", [])]
         think = _think(given, behaves)
-        wanted = golang.fields(given.get("response_format"), "ChatCompletionRequest", _FORMAT, "response_format")
+        wanted = golang.fields(given.get("response_format"), _STRUCT, _FORMAT, "response_format")
     except golang.DecodeError as reason:
         raise Refusal(400, str(reason), by_layer=True) from reason
     except Refusal as refusal:
         raise Refusal(refusal.status, refusal.text, by_layer=True) from refusal
+    schema = _schema(wanted)
     if not 0 <= given.get("top_logprobs", 0) <= 20:
         raise Refusal(400, "top_logprobs must be between 0 and 20")
     asked = Asked(
@@ -85,7 +87,8 @@ def read_chat(body: bytes, *, behaves: Behaviour) -> tuple[Asked, bool]:
         messages,
         tools=tools,
         stream=given.get("stream", False),
-        schema=_schema(wanted),
+        schema=schema,
+        format_error=BAD_SCHEMA if documents.unknown_type(schema) else None,
         options=_options(given),
         think=think,
         logprobs=behaves.logprobs and given.get("logprobs", False),
@@ -118,13 +121,14 @@ def _schema(wanted: Mapping[str, Any]) -> Any:
 
 
 def _think(given: Mapping[str, Any], behaves: Behaviour) -> bool | str | None:
-    reasoning = golang.fields(given.get("reasoning"), "ChatCompletionRequest", _EFFORT, "reasoning")
+    reasoning = golang.fields(given.get("reasoning"), _STRUCT, _EFFORT, "reasoning")
     effort = reasoning.get("effort") or given.get("reasoning_effort")
     if not effort or not behaves.reasoning_effort:
         return None
     known = _EFFORTS if behaves.more_efforts else _EFFORTS_0_22 if behaves.think_max else _EFFORTS_0_17
     if effort not in known:
-        choices = '"high", "medium", "low", "max", or "none"'
+        most = '"max", ' if behaves.think_max else ""
+        choices = f'"high", "medium", "low", {most}or "none"'
         raise golang.DecodeError(f"invalid reasoning value: '{effort}' (must be {choices})")
     return known[effort]
 
@@ -170,15 +174,17 @@ def data_url_image(given: Any) -> str:
     if not isinstance(url, str):
         raise golang.DecodeError("invalid message format")
     prefix = next((p for p in _IMAGE_PREFIXES if url.startswith(p)), None)
+    if prefix is None and url.startswith(("http://", "https://")):
+        raise golang.DecodeError("image URLs are not currently supported, please use base64 encoded data instead")
     if prefix is None:
         raise golang.DecodeError("invalid image input")
     return url.removeprefix(prefix)
 
 
 def _call(given: Any) -> dict[str, Any]:
-    call = golang.fields(given, "ChatCompletionRequest", _CALL, "messages.tool_calls")
+    call = golang.fields(given, _STRUCT, _CALL, "messages.tool_calls")
     where = "messages.tool_calls.function"
-    function = golang.fields(call.get("function"), "ChatCompletionRequest", _CALL_FUNCTION, where)
+    function = golang.fields(call.get("function"), _STRUCT, _CALL_FUNCTION, where)
     try:
         arguments = json.loads(function.get("arguments", ""))
     except (json.JSONDecodeError, TypeError) as reason:

@@ -45,6 +45,16 @@ _MESSAGES = "/v1/messages"
 _COUNT_TOKENS = "/v1/messages/count_tokens"
 _RESPONSES = "/v1/responses"
 
+_NO_PREFLIGHT = (
+    ("content-type", "text/plain; charset=utf-8"),
+    ("access-control-allow-methods", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY"),
+    ("access-control-max-age", "600"),
+    (
+        "vary",
+        "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network",
+    ),
+)
+
 Route = Callable[[Exchange], Awaitable[None]]
 
 
@@ -145,6 +155,10 @@ class VllmEmulator(Emulator):
         self._data_routes = frozenset(inference) - {_COUNT_TOKENS}
         self._routes = self._small() | {path: {"POST": route} for path, route in inference.items()}
 
+    @property
+    def _newer(self) -> bool:
+        return self.release.has("nulls of 0.32")
+
     def _small(self) -> dict[str, dict[str, Route]]:
         return {
             "/health": {"GET": self._health},
@@ -182,6 +196,8 @@ class VllmEmulator(Emulator):
 
     async def dispatch(self, exchange: Exchange) -> None:
         request = exchange.request
+        if self._newer:
+            exchange.extra_headers.append(("vary", "Origin"))  # on every answer, whoever asks (0.32, measured)
         try:
             await self._dispatch(exchange)
         finally:
@@ -194,7 +210,8 @@ class VllmEmulator(Emulator):
             await self._unauthorized(exchange)
             return
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-            await exchange.reply(400, b"Disallowed CORS origin", [("content-type", "text/plain; charset=utf-8")])
+            exchange.extra_headers.clear()
+            await exchange.reply(400, b"Disallowed CORS origin", _NO_PREFLIGHT)
             return
         methods = self._routes.get(request.path)
         route = (methods or {}).get(request.method)
@@ -299,13 +316,15 @@ class VllmEmulator(Emulator):
     async def _count_tokens(self, exchange: Exchange) -> None:
         chat = vllm_messages.to_chat(_read(exchange), counting=True)
         asked: dict[str, Any] = {name: chat[name] for name in ("model", "messages", "tools") if name in chat}
-        await _answer(exchange, {"input_tokens": self._jobs.tokenized(asked)["count"]})
+        count = self._jobs.tokenized(asked)["count"]
+        managed = {"context_management": {"original_input_tokens": count}} if self._newer else {}
+        await _answer(exchange, {"input_tokens": count, **managed})
 
     async def _embeddings(self, exchange: Exchange) -> None:
         given = _read(exchange)
         length = self._limits.max_model_len
         vllm_embeddings.check(given, self._limits)
-        model = self._served.shown(given.get("model"))
+        model = self._served.shown(given.get("model"), param=None)  # its error names no parameter (measured)
         inputs = vllm_embeddings.inputs_of(given, length, self._jobs.vocabulary)
         vllm_embeddings.check_work(given.get("dimensions"), self._space, inputs)
         self._admit()

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memos_llm.emulators import vllm_types
+from memos_llm.emulators import documents, vllm_types
 from memos_llm.emulators.vllm_requests import Rejection, literal_error, plain_error, schema_error, value_error
 from memos_llm.emulators.vllm_sampling import check_sampling, check_stop, check_top
 from memos_llm.emulators.vllm_versions import Release
 
+EMPTY_CONVERSATION = "Cannot apply chat template to an empty conversation. Provide at least one message."
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 
 
@@ -43,6 +44,7 @@ def check_chat(given: dict[str, Any], limits: Limits) -> None:
         raise schema_error(("messages",), "missing", "Field required", given)
     check_conversation(given)
     _check_formats(given)
+    _check_schema(given)
     effort = given.get("reasoning_effort")
     if effort is not None and effort not in limits.release.efforts:
         raise literal_error(("reasoning_effort",), limits.release.efforts, effort)
@@ -57,7 +59,7 @@ def check_chat_of_model(given: dict[str, Any], limits: Limits) -> None:
         Rejection: 400, or 422 for an image that cannot be fetched.
     """
     if given["messages"] == []:
-        raise plain_error("Cannot apply chat template to an empty conversation. Provide at least one message.")
+        raise plain_error(EMPTY_CONVERSATION)
     if given.get("chat_template") and not limits.trust_template:
         text = "Chat template is passed with request, but --trust-request-chat-template is not set."
         raise plain_error(f"{text} Refused request with untrusted chat template.")
@@ -95,7 +97,9 @@ def check_completion(given: dict[str, Any], limits: Limits) -> None:
     check_top(top or 0)
     check_stop(given, limits.release)
     prompt = given.get("prompt")
-    if prompt is None or prompt in ("", []):
+    if prompt == []:
+        raise plain_error("You must pass at least one prompt")
+    if prompt is None or prompt == "":
         raise value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     if not isinstance(prompt, str) and not is_prompt_list(prompt):
         raise schema_error(("prompt",), "string_type", "Input should be a valid string", prompt)
@@ -108,6 +112,8 @@ def check_completion_of_model(given: dict[str, Any], limits: Limits) -> None:
         Rejection: 400.
     """
     if given.get("suffix") is not None:  # an empty one too (measured)
+        if limits.release.has("nulls of 0.32"):
+            raise plain_error("suffix is only supported for models with FIM completion rendering", "suffix")
         raise plain_error("suffix is not currently supported")
     if isinstance(given["prompt"], list) and any(item in ("", []) for item in given["prompt"]):
         raise plain_error("The decoder prompt cannot be empty")
@@ -278,6 +284,14 @@ def _check_formats(given: Mapping[str, Any]) -> None:
     if not isinstance(schema["name"], str):
         at = ("response_format", "json_schema", "name")
         raise schema_error(at, "string_type", "Input should be a valid string", schema["name"])
+
+
+def _check_schema(given: Mapping[str, Any]) -> None:
+    wanted = given.get("response_format") or {}
+    odd = documents.unknown_type(wanted["json_schema"].get("schema")) if wanted.get("type") == "json_schema" else None
+    if odd is not None:
+        text = f'[00:00:00] <path>:0: Unsupported type "{odd}"'
+        raise plain_error(f"Failed to transform json schema into a grammar: {text}")
 
 
 def _check_generation_prompt(given: Mapping[str, Any]) -> None:

@@ -41,6 +41,11 @@ class Frame:
         return {"prompt_text": None} if self.release.has("nulls of 0.32") else {}
 
     @property
+    def transfer_and_metrics(self) -> dict[str, None]:
+        """Nulls of whole answers that 0.32 added."""
+        return {"ec_transfer_params": None, "metrics": None} if self.release.has("nulls of 0.32") else {}
+
+    @property
     def fingerprint(self) -> str:
         """`system_fingerprint`."""
         return f"vllm-{self.release.version}-{answers.token_id(self.model):08x}"
@@ -51,8 +56,13 @@ def event(value: Any) -> bytes:
     return b"data: " + json_bytes(value) + b"\n\n"
 
 
-def usage(frame: Frame, completion: int, reasoning: int, *, whole: bool) -> dict[str, Any]:
-    """Token counts; reasoning tokens only with a reasoning parser, details as nulls on whole responses."""
+def usage(
+    frame: Frame, completion: int, reasoning: int, *, whole: bool = False, running: bool = False
+) -> dict[str, Any]:
+    """Token counts; reasoning tokens only with a reasoning parser, details as nulls on whole responses.
+
+    `running`: of a chunk in the middle, which has the null of 0.32.
+    """
     prompt = frame.prompt_tokens
     counts: dict[str, Any] = {
         "prompt_tokens": prompt,
@@ -63,7 +73,7 @@ def usage(frame: Frame, completion: int, reasoning: int, *, whole: bool) -> dict
         counts["prompt_tokens_details"] = None
     if frame.parser:
         counts["completion_tokens_details"] = {"reasoning_tokens": reasoning}
-    elif whole:
+    elif whole or (running and frame.release.has("nulls of 0.32")):
         counts["completion_tokens_details"] = None
     return counts
 
@@ -199,7 +209,7 @@ def completion(frame: Frame, choices: list[dict[str, Any]], counts: dict[str, An
     if counts is not None:
         body["usage"] = counts
     nulls: dict[str, Any] = {"prompt_logprobs": None, "prompt_token_ids": None}
-    return body | nulls | frame.prompt_text | {"kv_transfer_params": None}
+    return body | nulls | frame.prompt_text | {"kv_transfer_params": None} | frame.transfer_and_metrics
 
 
 def text_object(
@@ -224,8 +234,7 @@ def text_object(
         body["usage"] = counts
     if not whole:
         return body | ({"system_fingerprint": frame.fingerprint} if fingerprint else {})
-    more = {"ec_transfer_params": None, "metrics": None} if frame.release.has("nulls of 0.32") else {}
-    return body | {"kv_transfer_params": None} | more
+    return body | {"kv_transfer_params": None} | frame.transfer_and_metrics
 
 
 def text_choice(

@@ -15,9 +15,10 @@ from typing import Any
 
 from memos_llm.emulators import answers, vllm_types
 from memos_llm.emulators.vectors import cut, vector
-from memos_llm.emulators.vllm_checks import Limits, check_conversation, check_parts, is_id
+from memos_llm.emulators.vllm_checks import EMPTY_CONVERSATION, Limits, check_conversation, check_parts, is_id
 from memos_llm.emulators.vllm_chunks import Frame
 from memos_llm.emulators.vllm_requests import literal_error, not_emulated, plain_error, schema_error, value_error
+from memos_llm.emulators.vllm_sampling import too_long
 from memos_llm.emulators.vllm_tokens import END, Vocabulary, prompt_ids
 
 MAX_FLOATS = 4_194_304
@@ -84,11 +85,7 @@ def _fitted(item: Input, cut_to: int | None, max_model_len: int) -> Input:
     if cut_to is not None and size > limit:
         return Input("".join(answers.tokens(item.text)[:limit]), item.ids[:limit])
     if size > max_model_len:
-        text = (
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {size} "
-            "tokens in the input for embedding generation. Please reduce the length of the input."
-        )
-        raise value_error(text, "input_tokens", size)
+        raise too_long(size, max_model_len)
     return item
 
 
@@ -106,16 +103,22 @@ def check(given: dict[str, Any], limits: Limits) -> None:
         raise literal_error(("encoding_format",), _FORMATS, wanted)
     if wanted in ("bytes", "bytes_only"):
         raise not_emulated("embeddings as bytes are")
+    _check_input(given, limits)
+    _check_cut(given.get("truncate_prompt_tokens"), limits.max_model_len)
+
+
+def _check_input(given: dict[str, Any], limits: Limits) -> None:
     if given.get("messages") is not None:
         check_conversation(given)
         check_parts(given["messages"], limits)
         if not given["messages"]:
-            raise plain_error("Cannot apply chat template to an empty conversation")
+            raise plain_error(EMPTY_CONVERSATION)
     elif given.get("input") is None and "input" not in given:
         raise schema_error(("input",), "missing", "Field required", given)
+    elif given["input"] == []:
+        raise plain_error("You must pass at least one prompt")
     elif not _is_input(given["input"]):
-        raise schema_error(("input", "str"), "string_type", "Input should be a valid string", given["input"])
-    _check_cut(given.get("truncate_prompt_tokens"), limits.max_model_len)
+        raise schema_error(("input",), "string_type", "Input should be a valid string", given["input"])
 
 
 def _check_cut(cut_to: int | None, max_model_len: int) -> None:
@@ -175,7 +178,7 @@ def _check_dimensions(wanted: int, space: Space) -> None:
             f"Model {model!r} does not support Matryoshka embeddings; dimensions must be unset "
             f"(received dimensions={wanted})."
         )
-        raise value_error(text, "dimensions", wanted)
+        raise plain_error(text)
     if wanted < 1:
         raise value_error("Dimensions must be greater than 0", "dimensions", wanted)
     if space.matryoshka is not True and wanted not in space.matryoshka:

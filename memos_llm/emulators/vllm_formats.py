@@ -50,7 +50,7 @@ class ChatFormat(_Plain):
 
     def _counted(self, job: Job, body: dict[str, Any], so_far: int) -> dict[str, Any]:
         if job.option("continuous_usage_stats") and job.option("include_usage"):
-            body["usage"] = vllm_chunks.usage(job.frame, so_far, 0, whole=False)
+            body["usage"] = vllm_chunks.usage(job.frame, so_far, 0, running=True)
         return body
 
     def _finish(self, job: Job, index: int) -> dict[str, Any]:
@@ -60,12 +60,15 @@ class ChatFormat(_Plain):
         return vllm_chunks.finish_chunk(
             job.frame,
             index,
-            last.delta if last else {"content": ""},
+            last.delta if last else self._nothing(job),
             job.finish_reason(index),
             answer.matched_stop,
             _chat_logprobs(job, tokens) if tokens else None,
             fingerprint=not job.option("include_usage"),
         )
+
+    def _nothing(self, job: Job) -> dict[str, Any]:
+        return {} if job.frame.release.has("finish delta is empty") else {"content": ""}
 
     def _choice(self, job: Job, index: int) -> dict[str, Any]:
         answer = job.answers[index]

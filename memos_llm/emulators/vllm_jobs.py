@@ -90,6 +90,8 @@ class Jobs:
         model = self._served.shown(given.get("model"))
         vllm_checks.check_completion_of_model(given, self._limits)
         wanted = given.get("max_tokens", _COMPLETION_MAX_TOKENS)
+        if wanted is None and self._release.has("null max_tokens is absent"):
+            wanted = _COMPLETION_MAX_TOKENS
         held, said, prompts = Held(given), [], []
         for text in self._texts(given["prompt"]):
             ids = self.vocabulary.ids(text)

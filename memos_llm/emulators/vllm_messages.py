@@ -158,7 +158,11 @@ class MessagesFormat:
         usage = {"input_tokens": job.frame.prompt_tokens, "output_tokens": job.completion_tokens}
         reason = _STOP_REASONS.get(job.finish_reason(0), "end_turn")
         shown = {} if job.fault_name == "no_usage" else {"usage": usage}
-        return [*events, _event("message_delta", delta={"stop_reason": reason}, **shown), _event("message_stop")]
+        return [
+            *events,
+            _event("message_delta", delta={"stop_reason": reason, "stop_sequence": None}, **shown),
+            _event("message_stop"),
+        ]
 
     def error(self, text: str) -> list[bytes]:
         return [_event("error", error={"type": "api_error", "message": text})]

@@ -5,7 +5,7 @@ Facts: names, labels, buckets and their lives from the sources of 0.8.5 to 0.33.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memos_llm.emulators.vllm_engine import BLOCK_SIZE, Engine
@@ -18,7 +18,8 @@ _NEVER = (
     "mm_cache_queries",
     "mm_cache_hits",
 )
-"""Counters of what is not emulated."""
+_ESTIMATED = ("estimated_flops_per_gpu", "estimated_read_bytes_per_gpu", "estimated_write_bytes_per_gpu")
+"""Counters of what is not emulated; the second since 0.32."""
 UNCOUNTED = ("/health", "/metrics", "/load", "/ping", "/version")
 """Paths that the HTTP metrics leave out."""
 FINISHED = ("stop", "length", "abort", "error", "repetition")
@@ -46,7 +47,7 @@ def exposition(engine: Engine, shown: Shown) -> bytes:
     _counters(page, engine, shown.release)
     for name, histogram in engine.histograms.items():
         for spelling in _spellings(name, shown.release):
-            page.lines += [*_header(spelling, "histogram"), *histogram.lines(f"vllm:{spelling}", page.labels)]
+            page.histogram(spelling, histogram.lines(f"vllm:{spelling}", page.labels))
     _information(page, engine, shown)
     return ("\n".join(page.lines) + "\n").encode()
 
@@ -63,13 +64,23 @@ class _Page:
 
     def counter(self, name: str, value: float) -> None:
         self.lines += [*_header(name, "counter"), f"vllm:{name}_total{{{self.labels}}} {float(value)}"]
-        self.lines += [*_header(f"{name}_created", "gauge"), f"vllm:{name}_created{{{self.labels}}} {self._since}"]
+        self.created(name, [self.labels])
+
+    def histogram(self, name: str, lines: Iterable[str]) -> None:
+        self.lines += [*_header(name, "histogram"), *lines]
+        self.created(name, [self.labels])
+
+    def created(self, name: str, labels: Sequence[str]) -> None:
+        self.lines += _header(f"{name}_created", "gauge")
+        self.lines += [f"vllm:{name}_created{{{shown}}} {self._since}" for shown in labels]
 
     def split(self, name: str, kind: str, label: str, values: Mapping[str, float], labels: str | None = None) -> None:
         self.lines += _header(name, kind)
         shown = f"vllm:{name}_total" if kind == "counter" else f"vllm:{name}"
-        for key, value in values.items():
-            self.lines.append(f'{shown}{{{self.labels if labels is None else labels},{label}="{key}"}} {float(value)}')
+        told = {f'{labels or self.labels},{label}="{key}"': value for key, value in values.items()}
+        self.lines += [f"{shown}{{{inside}}} {float(value)}" for inside, value in told.items()]
+        if kind == "counter":
+            self.created(name, list(told))
 
 
 def _spellings(name: str, release: Release) -> list[str]:
@@ -102,10 +113,16 @@ def _counters(page: _Page, engine: Engine, release: Release) -> None:
             page.counter(f"{prefix}prefix_cache_hits", engine.cached_tokens)
     for name in _NEVER:
         page.counter(name, 0)
+    for name in _ESTIMATED if release.has("estimates metrics") else ():
+        page.counter(name, 0)
     if release.has("prompt_tokens_recomputed metric"):
         page.counter("prompt_tokens_recomputed", 0)
     if release.has("prompt sources metrics"):
         _sources(page, engine)
+    _ends(page, engine, release)
+
+
+def _ends(page: _Page, engine: Engine, release: Release) -> None:
     newer = {"error": "finish reason error", "repetition": "finish reason repetition"}
     reasons = [reason for reason in FINISHED if reason not in newer or release.has(newer[reason])]
     finished = {reason: engine.finished[reason] for reason in reasons}

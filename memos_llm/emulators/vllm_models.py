@@ -32,7 +32,7 @@ class Served:
         """The name in every answer of the base model."""
         return self.names[0]
 
-    def shown(self, asked: str | None) -> str:
+    def shown(self, asked: str | None, param: str | None = "model") -> str:
         """The name that the answer to a request for `asked` carries; none at all means the base model.
 
         Raises:
@@ -43,9 +43,9 @@ class Served:
         if asked in self.loras:
             return asked
         text = f"The model `{asked}` does not exist."
-        if self._release.has("aliases in the unknown model text"):
+        if param is not None and self._release.has("aliases in the unknown model text"):
             text = f"{text} Valid aliases: {', '.join((*self.names, *self.loras))}."
-        raise Rejection(404, "NotFoundError", text, "model")
+        raise Rejection(404, "NotFoundError", text, param)
 
     def cards(self, now: int) -> list[dict[str, Any]]:
         """What `/v1/models` lists: the names in their order, then the adapters."""

@@ -36,12 +36,14 @@ SWITCHES: Mapping[str, Sequence[Span]] = {
     "temperature at most 2": [Span("0.26")],
     "effort drives thinking": [Span("0.26")],
     "four stops": [Span("0.28")],
+    "null max_tokens is absent": [Span("0.32")],  # of completions; before, it filled the context
     "long answers are clamped": [Span("0.32")],
     "reads reasoning": [Span("0.12")],
     "reads reasoning_content": [Span(until="0.16"), Span("0.26")],
     # answers
     "says reasoning": [Span("0.12")],
     "says reasoning_content": [Span(until="0.16")],
+    "finish delta is empty": [Span("0.32", "0.33")],  # measured; 0.33 source: an empty content
     "nulls of 0.33": [Span("0.33")],
     "nulls of 0.32": [Span("0.32")],
     # metrics
@@ -53,7 +55,8 @@ SWITCHES: Mapping[str, Sequence[Span]] = {
     "waiting by reason metric": [Span("0.20")],
     "prompt sources metrics": [Span("0.20")],
     "prompt_tokens_recomputed metric": [Span("0.16", "0.17")],
-    "admission_rejections metric": [Span("0.33")],
+    "admission_rejections metric": [Span("0.32")],
+    "estimates metrics": [Span("0.32")],
     "finish reason error": [Span("0.16")],
     "finish reason repetition": [Span("0.20")],
 }

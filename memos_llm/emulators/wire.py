@@ -131,7 +131,7 @@ class _Connection(HttpToolsProtocol):
             return
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # closed already; ValueError is uvloop's word for that
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
         self.transport.abort()
 

@@ -155,7 +155,10 @@ class _Admin:
 
     async def _read(self, request: Request, kind: type[Struct]) -> Struct:
         if request.method == "GET":
-            return orders.convert(dict(request.query_params), kind, strict=False)
+            query = request.query_params
+            if len(query.multi_items()) != len(query):
+                raise BadRequest("a parameter is there twice: each is read once")
+            return orders.convert(dict(query), kind, strict=False)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise BadRequest("send JSON: content-type: application/json", http_status=415)

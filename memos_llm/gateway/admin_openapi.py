@@ -70,17 +70,23 @@ def _operation(row: Operation, ref_of: dict[Any, Any], components: dict[str, Any
     parameters = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}] * ("{id}" in row.path)
     if row.method == "POST":
         made["requestBody"] = {
-            "required": bool(required),
+            "required": True,  # `{}` at least: a POST without a media type is refused
             "content": {"application/json": {"schema": ref_of[row.order]}},
         }
     else:
         parameters += [
-            {"name": field, "in": "query", "required": field in required, "schema": schema}
+            {"name": field, "in": "query", "required": field in required, "schema": _in_query(schema)}
             for field, schema in fields.items()
         ]
     if parameters:
         made["parameters"] = parameters
     return made
+
+
+def _in_query(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query has no null: what may be left out is left out."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    return kinds[0] if len(kinds) == 1 else schema
 
 
 def _content(row: Operation, ref_of: dict[Any, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ under `/api/` and `/v1/` is passed to the baseline. A path under `/c/…` is the
 session) said.
 """
 
+import resource
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
@@ -13,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound
+from memos_llm.core.errors import BadRequest, LLMError, ModelNotFound, Overloaded
 from memos_llm.core.events import Bus, InternalError, place_of
 from memos_llm.core.ports import Routes
 from memos_llm.gateway import calls, console, gpu, pull
@@ -47,7 +49,7 @@ class NotFound(BadRequest):
 
 
 class HeadRefused(BadRequest):
-    """The head of a request was too large, or took too long."""
+    """What came is no request in HTTP/1.1, its head was too large, or took too long."""
 
 
 _HEADS = {
@@ -75,6 +77,8 @@ class App:
         self._meta = meta
         self._rest = own.application()
         self._questions = {"/api/show": self._show, PULL: self._pull}
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._places = sys.maxsize if files == resource.RLIM_INFINITY else files // 2
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,7 +90,7 @@ class App:
             place = locate(raw_path)
             if len(headers) != len(scope["headers"]):
                 check_single(scope["headers"])
-            check_head(place.path, headers, rules)
+            check_head(place.path, headers, rules, scope.get("http_version", ""))
             if b"origin" in headers:
                 send = with_cors(send, headers[b"origin"])
                 if method == "OPTIONS":
@@ -109,10 +113,17 @@ class App:
         """How long the server waits for a request's head."""
         return self.rules().header_timeout_s
 
-    def refused_head(self, status: int, target: str) -> bytes:
-        """The server's answer to a head that was too large or too slow, in the words of the path's API."""
+    @property
+    def max_connections(self) -> int:
+        """How many connections clients may have; no more than leave half of our files for the back ends'."""
+        return min(self.rules().max_connections, self._places)
+
+    def refused_head(self, status: int, target: str, why: str = "") -> bytes:
+        """The server's answer where there is no request to be carried out, in the words of the path's API."""
         id, path = calls.request_id({}), "/" + target.partition("?")[0].lstrip("/")
-        error = HeadRefused(_HEADS[status], http_status=status)
+        error: LLMError = HeadRefused(why or _HEADS.get(status, ""), http_status=status)
+        if status == Overloaded.status:
+            error = Overloaded("the gateway is at its limit of connections", retry_after_s=1)
         return as_http(refusal(self._bus, path, error, id))
 
     async def _route(self, arrival: Arrival) -> None:
@@ -121,7 +132,9 @@ class App:
         ours = OWN.get(path)
         if path in self._dialogues or (ours is not None and method not in ours):
             await self._guarded(arrival, _not_allowed)
-        elif ours is not None or not path.startswith(("/api/", "/v1/")) or _is_model(method, path):
+        elif ours is None and not path.startswith(("/api/", "/v1/", "/admin/")):
+            await self._guarded(arrival, _not_served)
+        elif ours is not None or path.startswith("/admin/") or _is_model(method, path):
             await self._rest({**arrival.scope, "path": path, "raw_path": path.encode()}, arrival.receive, arrival.send)
         elif path in self._questions and method == "POST":
             await self._guarded(arrival, self._questions[path])
@@ -168,6 +181,10 @@ class App:
 async def _not_allowed(arrival: Arrival) -> None:
     path, method = arrival.place.path, arrival.scope["method"]
     raise MethodNotAllowed(f"{path} takes {', '.join(sorted(OWN.get(path, {'POST'})))}, not {method}")
+
+
+async def _not_served(arrival: Arrival) -> None:
+    raise NotFound(f"nothing is served at {arrival.place.path}")
 
 
 def _is_model(method: str, path: str) -> bool:

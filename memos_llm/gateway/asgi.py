@@ -23,22 +23,59 @@ class BodyTooLarge(Exception):
     """The request body passed its limit."""
 
 
-async def read_body(receive: Receive, *, max_bytes: int, timeout_s: float, waits: bool = True) -> bytes:
-    """The whole request body. `waits`: False where it is known to be there, so that it takes no time limit.
+class BodiesTooLarge(Exception):
+    """All bodies together passed theirs."""
+
+
+class Held:
+    """Bytes that the larger bodies of all requests hold together (those that came in one piece are bounded by it)."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+
+class Part:
+    """One request's part of them. `limit_bytes`: of all together."""
+
+    def __init__(self, held: Held, limit_bytes: int) -> None:
+        self._held, self._limit_bytes, self._size_bytes = held, limit_bytes, 0
+
+    def take(self, size_bytes: int) -> None:
+        """Raises:
+        BodiesTooLarge.
+        """
+        self._held.size_bytes += size_bytes
+        self._size_bytes += size_bytes
+        if self._held.size_bytes > self._limit_bytes:
+            raise BodiesTooLarge
+
+    def give_back(self) -> None:
+        self._held.size_bytes -= self._size_bytes
+        self._size_bytes = 0
+
+
+async def read_body(
+    receive: Receive, *, max_bytes: int, timeout_s: float, waits: bool = True, part: Part | None = None
+) -> bytes:
+    """The whole request body.
+
+    Args:
+        waits: False where it is known to be there, so that it takes no time limit.
+        part: takes what it holds of the room for all bodies; the caller gives it back.
 
     Raises:
-        BodyTooLarge, ClientLeft, TimeoutError.
+        BodyTooLarge, BodiesTooLarge, ClientLeft, TimeoutError.
     """
     if not waits:
-        return await _whole(receive, max_bytes)
+        return await _whole(receive, max_bytes, part)
     limit = IdleWatch(timeout_s)
     try:
-        return await limit.read(lambda: _whole(receive, max_bytes))
+        return await limit.read(lambda: _whole(receive, max_bytes, part))
     finally:
         limit.close()
 
 
-async def _whole(receive: Receive, max_bytes: int) -> bytes:
+async def _whole(receive: Receive, max_bytes: int, part: Part | None) -> bytes:
     first = await _chunk(receive, max_bytes)
     if not first.get("more_body"):
         return bytes(first.get("body", b""))
@@ -47,6 +84,8 @@ async def _whole(receive: Receive, max_bytes: int) -> bytes:
         message = await _chunk(receive, left)
         chunks.append(message.get("body", b""))
         left -= len(chunks[-1])
+        if part is not None:
+            part.take(len(chunks[-1]))
         if not message.get("more_body"):
             return b"".join(chunks)
 

@@ -30,6 +30,7 @@ SINGLE = (
     b"content-type",
     b"content-encoding",
     b"content-length",
+    b"transfer-encoding",
     *(b"x-memos-" + name for name in (b"component", b"session", b"provider", b"timeout-ms")),
 )
 """Only the last of two would be read: RFC 9112 (3.2) has a second `Host` refused, and the others decide as much."""
@@ -54,6 +55,10 @@ class UnsupportedEncoding(BadRequest):
     status = 415
 
 
+class HostMissing(BadRequest):
+    """HTTP/1.1 without a `Host`, which RFC 9112 (3.2) has refused."""
+
+
 def admit(method: str, path: str, headers: Mapping[bytes, bytes], rules: Rules, doorkeeper: Doorkeeper) -> Principal:
     """Who may go on to the route, if anyone.
 
@@ -69,13 +74,15 @@ def admit(method: str, path: str, headers: Mapping[bytes, bytes], rules: Rules, 
     return principal
 
 
-def check_head(path: str, headers: Mapping[bytes, bytes], rules: Rules) -> None:
+def check_head(path: str, headers: Mapping[bytes, bytes], rules: Rules, version: str) -> None:
     """Whatever of a request's head would let nobody in, whoever asks.
 
     Raises:
-        Forbidden: the `Host` or the web page is foreign. Loop, UnsupportedEncoding.
+        Forbidden: the `Host` or the web page is foreign. HostMissing, Loop, UnsupportedEncoding.
     """
     host = headers.get(b"host")
+    if host is None and version == "1.1":
+        raise HostMissing("HTTP/1.1 wants a Host header")
     if host is not None and path not in PROBED and not rules.admits_host(host.decode("latin-1")):
         raise MisdirectedHost(
             f"the host {_shown(host)} is not this gateway's: add it to gateway.allowed_hosts if it should be"
@@ -91,9 +98,17 @@ def check_head(path: str, headers: Mapping[bytes, bytes], rules: Rules) -> None:
         raise Forbidden("a web page of another site may not call this gateway")
     if HOP_HEADER in headers:
         raise Loop("this request comes from a memos_llm provider: a back end's address leads back to a gateway")
+    if b"content-encoding" in headers or b"transfer-encoding" in headers:
+        _check_codings(headers)
+
+
+def _check_codings(headers: Mapping[bytes, bytes]) -> None:
     encoding = headers.get(b"content-encoding")
     if encoding is not None and encoding.lower() != b"identity":
         raise UnsupportedEncoding("send the body uncompressed, without Content-Encoding")
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and coding.lower() != b"chunked":
+        raise UnsupportedEncoding("no other Transfer-Encoding than chunked is understood here")
 
 
 def check_single(headers: Iterable[tuple[bytes, bytes]]) -> None:

@@ -15,11 +15,14 @@ from memos_llm.core.events import Bus, InternalError, RequestRefused, place_of
 from memos_llm.core.ports import Clock, Engine, Exchange
 from memos_llm.gateway import calls
 from memos_llm.gateway.asgi import (
+    BodiesTooLarge,
     BodyTooLarge,
     ClientLeft,
     Connection,
     DisconnectWatch,
     Headers,
+    Held,
+    Part,
     Receive,
     Scope,
     Send,
@@ -32,6 +35,7 @@ from memos_llm.gateway.errors import Voice, tell
 from memos_llm.gateway.paths import Place
 from memos_llm.gateway.principal import Principal
 from memos_llm.gateway.rules import Rules
+from memos_llm.gateway.screening import check_values
 
 WIRES: Mapping[str, Wire] = {
     "/v1/chat/completions": Wire.OPENAI_CHAT,
@@ -105,16 +109,18 @@ class Inference:
     def __init__(self, engine: Engine, bus: Bus, clock: Clock) -> None:
         self._engine, self._bus, self._clock = engine, bus, clock
         self._running = 0
+        self._held = Held()
 
     async def __call__(self, arrival: Arrival, work: Work) -> None:
         accepted_at, connection = self._clock(), connection_of(arrival.scope)
         reply = Reply(arrival.send, work.voice, calls.request_id(arrival.headers))
         call: Call | None = None
+        part = Part(self._held, arrival.rules.max_bodies_bytes)
         self._running += 1
         try:
             if self._running > arrival.rules.max_concurrency:
                 raise Overloaded("the gateway is at its limit of concurrent requests", retry_after_s=1)
-            body = await body_of(arrival)
+            body = await body_of(arrival, part)
             call = work.call(arrival, body, id=reply.id, accepted_at=accepted_at)
             reply.model = call.model
             await self._answer(call, connection, work, reply)
@@ -129,6 +135,7 @@ class Inference:
             await reply.fail(LLMError("internal error of the gateway"))
         finally:
             self._running -= 1
+            part.give_back()
 
     async def _fail(self, reply: "Reply", call: Call | None, error: LLMError) -> None:
         if call is None or (isinstance(error, NotOffered) and error.decision is None):  # else the engine tells it
@@ -159,26 +166,32 @@ class Inference:
             watch.stop()
 
 
-async def body_of(arrival: Arrival) -> bytes:
-    """The whole body.
+async def body_of(arrival: Arrival, part: Part | None = None) -> bytes:
+    """The whole body. `part`: of the room for all bodies.
 
     Raises:
-        PayloadTooLarge, RequestTimeout, ClientLeft.
+        PayloadTooLarge, TooManyValues, RequestTimeout, ClientLeft. Overloaded: the bodies together are too large.
     """
     rules, declared = arrival.rules, arrival.headers.get(b"content-length", b"")
     try:
         if declared.isdigit() and int(declared) > rules.max_body_bytes:
             raise BodyTooLarge
-        return await read_body(
+        body = await read_body(
             arrival.receive,
             max_bytes=rules.max_body_bytes,
             timeout_s=rules.body_timeout_s,
             waits=body_to_come(arrival.scope),
+            part=part,
         )
     except BodyTooLarge:
         raise PayloadTooLarge(f"the request body is larger than {rules.max_body_bytes} bytes") from None
     except TimeoutError:
         raise RequestTimeout(f"the request body did not arrive within {rules.body_timeout_s:g} s") from None
+    except BodiesTooLarge:
+        raise Overloaded("the gateway is at its limit of large request bodies", retry_after_s=1) from None
+    if len(body) > rules.max_json_values:
+        await check_values(body, rules.max_json_values)
+    return body
 
 
 class Reply:

@@ -144,7 +144,7 @@ def _headers(exchange: Exchange, id: str) -> Headers:
 
 def _is_abroad(location: str) -> bool:
     """Whether it names a host: the back end's, where no client should go."""
-    return not location.startswith("/") or location.startswith("//")
+    return not location.startswith("/") or location.startswith(("//", "/\\"))  # browsers take a \ for a /
 
 
 def _sent(value: str) -> bytes:

@@ -23,7 +23,7 @@ _NOT_CONTENT = frozenset({"tools", "functions", "arguments", "parameters", "inpu
 
 
 MAX_MODEL_CHARS = 1024
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 1 << 17
 
 
 class TooManyValues(BadRequest):
@@ -72,6 +72,8 @@ async def check_values(body: bytes, limit: int) -> None:
         part = body[at : at + WINDOW_BYTES]
         part += body[at + len(part) :][:1] if _ends_escaping(part) else b""
         at += len(part)
+        if inside and b'"' not in part:  # most of an image
+            continue
         pieces = part.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         values += b"".join(pieces[inside::2]).count(b",")
         inside ^= len(pieces) % 2 == 0

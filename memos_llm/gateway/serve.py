@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from memos_llm.config import Settings, Source
 from memos_llm.core.events import ConfigChanged, Event, ProbeEnded
@@ -15,6 +16,8 @@ from memos_llm.gateway.health import HealthBoard
 from memos_llm.gateway.workers import Terminal, Worker, divide
 from memos_llm.wiring import Runtime, open_runtime
 from memos_llm.wiring.reload import Accept
+
+MAX_FILES = 65_536
 
 
 async def serve(
@@ -38,6 +41,7 @@ async def serve(
     Raises:
         ConfigError, StoreUnreachable: before the first request is taken.
     """
+    _have_files()
     workers = worker.shared.workers if worker is not None else 1
     runtime = await open_runtime(
         divide(settings, workers),
@@ -110,6 +114,15 @@ def _ended_with_parent(worker: Worker | None, uvicorn_server: server.Server) -> 
         yield
     finally:
         loop.remove_reader(lifeline)
+
+
+def _have_files() -> None:
+    """As many open files as the system grants: every client's connection takes one, and every request one more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # where more is not granted, fewer connections are taken
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _spare_the_collector() -> None:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from memos_llm.core.call import COMPONENT
 from memos_llm.core.errors import BadRequest
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Verification, parse_share
+from memos_llm.core.lines import one_line
 
 T = TypeVar("T", bound=Struct)
 
@@ -121,8 +122,7 @@ def waiting(wait_s: float) -> float:
 
 def in_a_line(reason: str) -> str:
     """A reason as it is kept and shown, on terminals too: one line without control characters, cut if need be."""
-    words = "".join(sign if sign.isprintable() else " " for sign in reason).split()
-    line = " ".join(words)
+    line = one_line(reason)
     return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 1]}…"
 
 

@@ -7,6 +7,7 @@ there any more.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import Random
 
@@ -23,6 +24,9 @@ PROBE_S = 10.0
 OPTIONAL_S = 4.0
 QUIET_S = 10.0  # a silent probe counts only if no request there got a byte for this long
 INTERVAL_S = 5.0
+MAX_MODELS = 10_000
+MAX_NAME_CHARS = 512
+MAX_CONTEXT = 10**9  # tokens
 JITTER = 0.1  # ± part of the interval
 
 ALIVE = frozenset({Kind.CONFIG, Kind.CLIENT, Kind.SATURATED})
@@ -30,6 +34,8 @@ ALIVE = frozenset({Kind.CONFIG, Kind.CLIENT, Kind.SATURATED})
 
 DOWN_AFTER: Mapping[Kind, int] = {Kind.TIMEOUT: 3, Kind.TRUNCATED: 2, Kind.MALFORMED: 2}
 """How many probes in a row must fail so; a kind that is in neither table puts the endpoint down at once."""
+
+_VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,64}")
 
 Get = Callable[[str], Awaitable[bytes]]
 """GET a path of one endpoint; raises `AttemptFailed`."""
@@ -52,12 +58,28 @@ async def check(get: Get, ask: Callable[[Get], Awaitable[Finding]], *, limit_s: 
     """One probe; a failure is a finding."""
     try:
         async with asyncio.timeout(limit_s):
-            return await ask(get)
+            return _plausible(await ask(get))
     except TimeoutError:
         return Finding(failure=Kind.TIMEOUT, detail="timeout")
     except AttemptFailed as error:
         kind = error.outcome.kind
         return Finding(failure=None if kind in ALIVE else kind, detail=_detail(error.outcome))
+
+
+def _plausible(found: Finding) -> Finding:
+    """Without what no model and no release is called: it goes to terminals, pages and logs. A list without measure is
+    none.
+    """
+    models = None if found.models is None or len(found.models) > MAX_MODELS else tuple(filter(_is_name, found.models))
+    return Finding(
+        models=models,
+        contexts={name: n for name, n in found.contexts.items() if models and _is_name(name) and 0 < n <= MAX_CONTEXT},
+        version=found.version if _VERSION.fullmatch(found.version) else "",
+    )
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= MAX_NAME_CHARS and text.isprintable()
 
 
 def note(pool: Pool, state: EndpointState, found: Finding, now: float) -> None:

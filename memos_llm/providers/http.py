@@ -38,6 +38,7 @@ DOCUMENT_S = 10.0
 FIRST_LOOK_S = 2.0  # what is unknown then is tried
 
 PASSABLE = re.compile(r"/[!-\"$-~]*")  # nothing that ends a request line or a path, and no other host
+STATUSES = range(200, 600)  # RFC 9110, 15
 DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|$)", re.IGNORECASE)  # who rules on paths rules on what they say
 
 _MAX_REMEMBERED = 1_000  # models are named by callers
@@ -238,6 +239,9 @@ class HttpTransport:
             with state.patience():
                 url = state.url + passage.target
                 raw = await self._client.send(passage.method, url, headers, request.body, connect_s=self._connect_s)
+            if raw.status not in STATUSES:
+                await raw.aclose()
+                raise AttemptFailed(Outcome(kind=Kind.MALFORMED, status=raw.status, code="status"))
         except BaseException:  # raised again: as in `open`
             lease.end()
             raise

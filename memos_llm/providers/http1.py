@@ -4,7 +4,11 @@ It does what a call to a back end takes and no more: no redirects, no proxies, n
 client library costs about twice as much for every request and every event, which is most of what a gateway costs.
 
 One answer per request: what a back end sends beyond it, at any time, ends the connection and reaches nobody. A
-connection is used again only after an answer whose end its own framing told, to a request that was sent to its end.
+connection is used again only after an answer whose end its own framing told, to a request that was sent to its end,
+and only if nothing came on it since, not even to the kernel.
+
+A back end that floods costs its own reader, and nobody else: what waits to be read is bounded, and is handed out in
+pieces between which others have their turn.
 
 Keep-alive: vLLM closes an idle connection after 5 s, so ours expire sooner. The race that is left (it closed while our
 request was on its way) shows as a *reused* connection that ends before any byte; such a request is sent again at once,
@@ -12,6 +16,7 @@ on a new connection.
 """
 
 import asyncio
+import select
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,9 +28,12 @@ from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.providers.connections import KEEP_ALIVE_S, MAX_CONNECTIONS, Origin, Pool, connect
 
 MAX_SILENT_BYTES = 65_536  # a head, trailers, or anything else between two pieces of a body
+MAX_FIELDS = 256  # of a head
 PAUSE_BYTES = 131_072  # of an answer that nobody reads: then the back end has to wait
+PIECE_BYTES = 8_192  # the most that one read gives: to take it apart must not keep others waiting
 
 _MAX_ADDRESSES = 1_000  # kept parsed: endpoints are few, but a passage's path is anything
+_PER_CHUNK = 64  # bytes that keeping one costs besides what is in it
 _JOINED_BYTES = 65_536  # up to this a copy is cheaper than a second buffer to send
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # methods that say no length of a body that is not there
 
@@ -63,11 +71,12 @@ class Headers(Mapping[str, str]):
 class Http1Reply:
     """A `RawReply`, filled by its connection. `failure` is why no more will come."""
 
-    __slots__ = ("_chunks", "_connection", "_size", "_waiter", "ended", "failure", "fields", "status")
+    __slots__ = ("_chunks", "_connection", "_left", "_size", "_waiter", "ended", "failure", "fields", "status")
 
     def __init__(self, connection: "Http1Connection") -> None:
         self._connection = connection
         self._chunks: list[bytes] = []
+        self._left = b""  # of what was too much for one read
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self.status = 0  # until the head is there
@@ -81,17 +90,24 @@ class Http1Reply:
 
     @property
     def ready(self) -> bool:
-        return bool(self._chunks) or self.ended or self.failure is not None
+        return bool(self._chunks or self._left) or self.ended or self.failure is not None
 
     async def read(self) -> bytes:
-        while not self._chunks:
-            if self.ended:
-                return b""
-            if self.failure is not None:
-                raise AttemptFailed(self.failure)
-            await self.news()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+        if self._left:
+            await asyncio.sleep(0)
+            data, self._left = self._left, b""
+        else:
+            while not self._chunks:
+                if self.ended:
+                    return b""
+                if self.failure is not None:
+                    raise AttemptFailed(self.failure)
+                await self.news()
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
+        if len(data) > PIECE_BYTES:
+            data, self._left = data[:PIECE_BYTES], data[PIECE_BYTES:]
+            return data
         if self._size >= PAUSE_BYTES:
             self._connection.go_on()
         self._size = 0
@@ -103,7 +119,7 @@ class Http1Reply:
 
     def add(self, data: bytes) -> None:
         self._chunks.append(data)
-        self._size += len(data)
+        self._size += len(data) + _PER_CHUNK
         if self._size >= PAUSE_BYTES:
             self._connection.hold()
         if self._waiter is not None:
@@ -145,15 +161,19 @@ class Http1Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._reply: Http1Reply | None = None  # to the request under way
         self._headless = False  # that request was a HEAD: its answer ends with its head
-        self._keeps = self._heard = self._whole = self._held = False
+        self._keeps = self._heard = self._whole = self._held = self._aborted = False
         self._silent_bytes = 0
+        self._unread = select.poll()
         self._fields: list[tuple[bytes, bytes]] = []
 
     # --- for who uses it ----------------------------------------------------------------------------------------------
 
     @property
     def usable(self) -> bool:
-        return not self._transport.is_closing()
+        """Whether it may be used again: nothing has come that the event loop has yet to tell of, neither its end nor
+        an answer to nobody, which would be taken for the answer to who asks next.
+        """
+        return not self._transport.is_closing() and not self._unread.poll(0)
 
     def ask(self, head: bytes, body: bytes, *, headless: bool) -> Http1Reply:
         """Send a request; its answer fills the reply."""
@@ -170,6 +190,7 @@ class Http1Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """At once: `close` would first wait for what is still to be sent."""
+        self._aborted = True
         self._transport.abort()
 
     def hold(self) -> None:
@@ -186,6 +207,7 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # asyncio types it too widely
+        self._unread.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         if self._reply is None:  # nobody asked
@@ -209,7 +231,7 @@ class Http1Connection(asyncio.Protocol):
         self._parser = None  # it refers to this object
         self._pool.forget(self)
         if self._reply is not None:
-            self._broken_off(self._reply, clean=error is None)
+            self._broken_off(self._reply, clean=error is None and not self._aborted)
 
     # --- for the parser -----------------------------------------------------------------------------------------------
 
@@ -219,11 +241,15 @@ class Http1Connection(asyncio.Protocol):
         self._fields = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._fields) >= MAX_FIELDS:
+            raise _Surplus
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         status, reply = self._parser.get_status_code(), self._reply
-        if status < 200 or reply is None:
+        if reply is None or status < 100:
+            raise _Surplus
+        if status < 200:
             return
         self._silent_bytes = 0
         self._keeps = self._parser.should_keep_alive() and not self._headless
@@ -253,7 +279,7 @@ class Http1Connection(asyncio.Protocol):
         self._reply = None
         if self._held:
             self.go_on()
-        if self._keeps and not self._transport.get_write_buffer_size() and self.usable:
+        if self._keeps and not self._transport.get_write_buffer_size() and not self._transport.is_closing():
             self.reused = True
             self._pool.give_back(self)
         else:
@@ -279,7 +305,7 @@ class Http1Connection(asyncio.Protocol):
 
 
 class _Surplus(Exception):
-    """More than one answer to one request. (The parser makes it its own error.)"""
+    """More than one answer to one request, or more than an answer has. (The parser makes it its own error.)"""
 
 
 def _tells_its_end(fields: list[tuple[bytes, bytes]]) -> bool:

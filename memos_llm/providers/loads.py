@@ -21,6 +21,7 @@ from memos_llm.providers.warmth import Warmth
 
 LOAD_S = 1_800.0  # Ollama gives up earlier: after five minutes without progress
 PS_S = 1.0  # since 0.32.4 the list waits for a load to end, so silence means that there is one
+UNSEEN_LOOKS = 3  # in a row that tell nothing of a load: Ollama lists a model as soon as it begins, or is silent
 LONG_BYTES = 32_768  # longer bodies are read only if their model is not loaded
 
 REFUSED = frozenset({Kind.CLIENT, Kind.CONFIG, Kind.SATURATED})
@@ -29,6 +30,21 @@ REFUSED = frozenset({Kind.CLIENT, Kind.CONFIG, Kind.SATURATED})
 ELSEWHERE = (":cloud", "-cloud")  # models that Ollama passes on to its makers: nothing is loaded
 
 Load = tuple[str, str, Fixed]
+
+
+class _Call:
+    """One call that loads. `unseen`: looks in a row at `/api/ps` that did not show its model."""
+
+    __slots__ = ("lost", "overtaken", "since", "task", "unseen")
+
+    def __init__(self, task: asyncio.Future[bytes], since: float) -> None:
+        self.task, self.since = task, since
+        self.unseen = 0
+        self.lost = self.overtaken = False
+
+    def give_up(self, *, overtaken: bool = False) -> None:
+        self.lost, self.overtaken = not overtaken, overtaken
+        self.task.cancel()
 
 
 class Ask(Protocol):
@@ -59,6 +75,7 @@ class Loads:
         self._warmth: dict[str, Warmth] = {}
         self._last: dict[str, Needs] = {}
         self._running: dict[Load, asyncio.Task[AttemptFailed | None]] = {}
+        self._calls: dict[Load, _Call] = {}
         self._closed = False
 
     def warmth(self, state: EndpointState) -> Warmth:
@@ -99,10 +116,14 @@ class Loads:
         return None if warm is None else Needs(path=PATHS[request.wire], options=warm.options or ())
 
     def served(self, state: EndpointState, request: WireRequest, need: Needs) -> None:
-        """The request was answered."""
+        """The request was answered; a call that still wants to load for it has been forgotten over there."""
         self.warmth(state).proved(request.model, need.options, need.keep_alive_s, self._clock())
         if not need.unloads:
             self._last[self._canonical(request.model)] = need
+        if self._calls:
+            call = self._calls.get((state.url, self._canonical(request.model), need.options))
+            if call is not None:
+                call.give_up(overtaken=True)
 
     def failed(self, state: EndpointState, request: WireRequest, why: Outcome) -> None:
         """The request was not: a runner that died is loaded anew, and so is everything after a restart."""
@@ -137,6 +158,8 @@ class Loads:
                 rows = read_ps(await self._ask(state, PS), self._wall())
         except TimeoutError:
             state.loading = True
+            for call in self._calls_at(state):
+                call.unseen = 0
         except AttemptFailed as error:
             state.loading = False
             if error.outcome.kind is Kind.CONNECT:
@@ -144,7 +167,20 @@ class Loads:
         else:
             state.loading = False
             warmth.listed(rows, asked_at)
+            self._seek(state, {self._canonical(row.model) for row in rows}, asked_at)
         warmth.asked = True
+
+    def _calls_at(self, state: EndpointState) -> list[_Call]:
+        return [call for (url, _, _), call in self._calls.items() if url == state.url]
+
+    def _seek(self, state: EndpointState, listed: set[str], asked_at: float) -> None:
+        """A call whose model is not listed again and again was lost (or waits in a queue): it is made anew."""
+        for (url, model, _), call in self._calls.items():
+            if url != state.url or call.since > asked_at:
+                continue
+            call.unseen = 0 if model in listed else call.unseen + 1
+            if call.unseen >= UNSEEN_LOOKS:
+                call.give_up()
 
     async def aclose(self) -> None:
         """End the loads under way: nobody is left to serve."""
@@ -184,5 +220,22 @@ class Loads:
             if warmth.fits(model, need.options, self._clock()):
                 return
         async with asyncio.timeout(LOAD_S):
-            await self._ask(state, need.path, load_body(model, need))
+            while not await self._called(state, model, need):
+                pass
         warmth.proved(model, need.options, need.keep_alive_s or None, self._clock())
+
+    async def _called(self, state: EndpointState, model: str, need: Needs) -> bool:
+        """Ask for the load. False: the call was lost; nothing is being loaded, so that giving it up aborts nothing."""
+        key = (state.url, self._canonical(model), need.options)
+        task = asyncio.ensure_future(self._ask(state, need.path, load_body(model, need)))
+        call = self._calls[key] = _Call(task, self._clock())
+        try:
+            await task
+        except asyncio.CancelledError:
+            ours = asyncio.current_task()
+            if not (call.lost or call.overtaken) or (ours is not None and ours.cancelling()):
+                raise
+            return call.overtaken
+        finally:
+            del self._calls[key]
+        return True

@@ -5,6 +5,7 @@ import msgspec
 from memos_llm.core.call import Feature, Wire
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.dialects.jsons import FAILURES
 from memos_llm.providers.health import Finding, Get, optional
 from memos_llm.providers.http import Profile
 
@@ -27,7 +28,7 @@ async def ask(get: Get) -> Finding:
     """`/api/version` answers while a model loads and in front of a stopped runner; `/api/tags` lists the models."""
     try:
         version = msgspec.json.decode(await get("/api/version"), type=_Version).version
-    except msgspec.DecodeError:
+    except FAILURES:
         raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="version")) from None
     return Finding(version=version, models=_models(await optional(get, "/api/tags")))
 
@@ -40,7 +41,7 @@ def canonical(model: str) -> str:
 def _models(body: bytes) -> tuple[str, ...] | None:
     try:
         tags = msgspec.json.decode(body, type=_Tags)
-    except msgspec.DecodeError:
+    except FAILURES:
         return None
     return tuple(model.name for model in tags.models or ())
 

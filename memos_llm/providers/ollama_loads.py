@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import msgspec.structs
@@ -16,12 +17,14 @@ from msgspec import Raw, Struct
 from memos_llm.core.call import Wire, WireRequest
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
+from memos_llm.dialects.jsons import FAILURES, decode_as
 
 Fixed = tuple[tuple[str, bytes], ...]
 """Load-time options by name, their values as JSON; in the order of `LOAD_OPTIONS`, then `shift`."""
 
 SHIFT = "shift"
 PS = "/api/ps"
+MAX_S = 1e9  # more is as good as forever
 KEEP_ALIVE_S = 300.0  # Ollama's own default; a server may be told otherwise, and then /api/ps corrects us
 
 PATHS: Mapping[Wire, str] = {
@@ -40,7 +43,7 @@ ANY_MODEL = "/api/embed"  # without input it loads models of every kind
 _NATIVE = frozenset({Wire.OLLAMA_CHAT, Wire.OLLAMA_GENERATE, Wire.OLLAMA_EMBED, Wire.OLLAMA_EMBEDDINGS})
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PIECE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)")
-_EMPTY: tuple[object, ...] = (None, "", [], [""])
+_EMPTY = re.compile(rb'\s*(?:null|""|\[\s*(?:""\s*)?\])\s*')
 
 
 class Needs(Struct, frozen=True, kw_only=True):
@@ -107,7 +110,7 @@ def needs(request: WireRequest) -> Needs:
         return plain
     try:
         said = _said(request.body)
-    except (msgspec.DecodeError, RecursionError):
+    except FAILURES:
         return plain  # Ollama will say what is wrong with it
     options, keep_alive = _fixed(said), bytes(said.keep_alive)
     if keep_alive in _UNSET:
@@ -130,21 +133,21 @@ def _given(options: _Options) -> list[tuple[str, bytes]]:
 
 def _is_idle(body: bytes) -> bool:
     """It asks for no answer."""
-    work = msgspec.json.decode(body, type=_Work)
-    return all(msgspec.json.decode(part) in _EMPTY for part in (work.messages, work.prompt, work.input))
+    work = decode_as(body, _Work)
+    return all(_EMPTY.fullmatch(part) for part in (work.messages, work.prompt, work.input))
 
 
 def duration_s(value: bytes) -> float | None:
     """A `keep_alive`, given as JSON: seconds, or Go's notation ("1h30m"); negative means forever."""
     try:
-        read = msgspec.json.decode(value) if value else None
-    except msgspec.DecodeError:
+        read = decode_as(value, Any) if value else None
+    except ValueError:
         return None
     if isinstance(read, str):
         return _go_duration_s(read)
     if isinstance(read, bool) or not isinstance(read, int | float):
         return None
-    return math.inf if read < 0 else float(read)
+    return math.inf if read < 0 or read > MAX_S else float(read)
 
 
 def _go_duration_s(text: str) -> float | None:
@@ -198,7 +201,7 @@ def read_ps(body: bytes, now: datetime) -> Sequence[Loaded]:
     """
     try:
         rows = msgspec.json.decode(body, type=_Ps).models or []
-    except msgspec.DecodeError:
+    except FAILURES:
         raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="ps")) from None
     return [Loaded(row.model or row.name, _left_s(row.expires_at, now), row.context_length) for row in rows]
 

@@ -54,7 +54,7 @@ def _only(*statuses: int) -> frozenset[int]:
 
 
 OLLAMA_CLIENT_500 = (
-    r"^(option .* must be of type |invalid format: |invalid JSON schema in format"
+    r"^(option .* must be of (type|an array of) |invalid format: |invalid JSON schema in format"
     r"|failed to create new sequence: no input provided$|the input length exceeds the context length$)"
 )
 """What Ollama blames on itself and is the caller's (0.17.4, measured)."""
@@ -119,9 +119,9 @@ def retry_after_s(value: str | None, now: datetime) -> float | None:
         return min(float(text[:10]), MAX_RETRY_AFTER_S)
     try:
         then = parsedate_to_datetime(text)
-    except ValueError:
+        wait_s = (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds()
+    except (ValueError, OverflowError):  # a year or a time zone beyond any calendar
         return None
-    wait_s = (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds()
     return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
 
 

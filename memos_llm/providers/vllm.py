@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from memos_llm.core.call import Feature, Wire
+from memos_llm.dialects.jsons import FAILURES
 from memos_llm.providers.health import Finding, Get, optional
 from memos_llm.providers.http import Profile
 
@@ -51,7 +52,7 @@ async def ask(get: Get) -> Finding:
 def _cards(body: bytes) -> list[_Model] | None:
     try:
         return msgspec.json.decode(body, type=_Models).data
-    except msgspec.DecodeError:
+    except FAILURES:
         return None
 
 
@@ -64,7 +65,7 @@ def _contexts(cards: Sequence[_Model]) -> Mapping[str, int]:
 def _version(body: bytes) -> str:
     try:
         return msgspec.json.decode(body, type=_Version).version
-    except msgspec.DecodeError:
+    except FAILURES:
         return ""
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from memos_llm.core.call import OPERATIONS, Operation, Wire
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags
-from memos_llm.core.inventory import FELL_BACK, LOAD, Line
+from memos_llm.core.inventory import FELL_BACK, LOAD, OTHER, Line
 from memos_llm.core.policy import Policy
 
 READY, MOVES, HANGS = "ready", "moves", "hangs"
@@ -61,7 +61,7 @@ def _split(case: Case) -> Advice:
     name, scope = case.flags.effective(case.line.component)
     if scope.latch is not None:
         return _latched(case)
-    if not _is_mapped(case):
+    if case.line.model != OTHER and not _is_mapped(case):
         return _unmapped(case)
     if (scope.share_ppm or 0) == PPM:
         return Advice(MOVES, "split", f"wait: the share of {_everything(name)} is 100% by now")
@@ -111,6 +111,11 @@ def _unmapped(case: Case) -> Advice:
     if _is_mapped(case):
         return _split(case)
     name = case.line.model
+    if name == OTHER:  # callers' own spellings, beyond the bound
+        todo = (
+            f"more names of models than are counted singly: map them for {case.candidate}, or have callers use others"
+        )
+        return Advice(HANGS, "unmapped-model", todo)
     return Advice(
         HANGS,
         "unmapped-model",

@@ -16,6 +16,8 @@ from memos_llm.rollout.advice import HANGS, MOVES, READY, Advice, advise, todo_f
 
 ORDER = (HANGS, MOVES, READY)
 REFUSED = "refused"  # why a row is ready whose requests were all the caller's mistake
+UNANSWERED = "unanswered"  # why a row hangs that the providers fail too often for anything to be said
+MAX_UNANSWERED = 0.05  # part of a row's requests; as the default limit of the error rate
 
 FREE, HELD, EARLY, SILENT = "free", "hangs", "too-early", "no-data"
 """The verdict: nothing hung on the baseline; something did; not recorded for long enough; nothing was called."""
@@ -60,8 +62,9 @@ class Row(Struct, frozen=True, kw_only=True):
         operation: chat, text_completion, embeddings, passthrough; `other` for what is counted together.
         wire, route: the API that is spoken; `route` only for what is passed on unread (`POST /api/blobs/…`).
         caller: a key's id, `anonymous`, `admin-token`, `library`.
-        requests: all of them; on_baseline, on_candidate: by who answered (what is left, another provider did).
+        requests: all that were answered; on_baseline, on_candidate: by whom (what is left, another provider did).
         refused: further ones that were the caller's own mistake (4xx): they hang on nobody.
+        unanswered: further ones that everybody failed who was asked.
         reasons: of all requests, by cause. answered: in full.
         needs: what calls asked for that the candidate cannot do. incompatible: what it refused and another took.
         failures: other tries that failed. warnings: tokens of `x-memos-warnings`.
@@ -76,6 +79,7 @@ class Row(Struct, frozen=True, kw_only=True):
     caller: str
     requests: int
     refused: int
+    unanswered: int
     on_baseline: int
     on_candidate: int
     first_seen: float
@@ -134,7 +138,7 @@ def inventory(recorded: Recorded, policy: Policy, flags: Flags, *, since: float,
         other=sum(row.requests for row in rows if row.wire == REST.wire),
         verdict=verdict,
         text=text,
-        todo=tuple(todo_for_all((row.todo, _hanging(row)) for row in rows if row.state != READY)),
+        todo=tuple(todo_for_all((row.todo, _hanging(row) + row.unanswered) for row in rows if row.state != READY)),
         rows=tuple(rows),
     )
 
@@ -165,6 +169,7 @@ def _row(line: Line, seen: Sequence[Sighting], policy: Policy, flags: Flags) -> 
         caller=line.caller,
         requests=sum(one.n for one in answered),
         refused=sum(one.n for one in seen if one.what == What.REFUSED),
+        unanswered=_unanswered(seen),
         on_baseline=sum(one.n for one in answered if one.provider == policy.baseline),
         on_candidate=sum(one.n for one in answered if one.provider == policy.candidate),
         first_seen=min(one.first for one in seen),
@@ -195,8 +200,16 @@ def _judged(line: Line, answered: Sequence[Answered], seen: Sequence[Sighting], 
         for one in answered
         if one.provider == policy.baseline
     ]
+    failed, n = _unanswered(seen), sum(one.n for one in answered)
+    if failed > MAX_UNANSWERED * (n + failed):
+        how = f" ({', '.join(codes[:3])})" if codes else ""
+        found.append(Advice(HANGS, UNANSWERED, f"nobody answered {failed:,} of {n + failed:,}{how}: mend that first"))
     nobody = Advice(READY, "" if answered else REFUSED, "")
     return min(found, key=lambda advice: ORDER.index(advice.state), default=nobody)
+
+
+def _unanswered(seen: Sequence[Sighting]) -> int:
+    return sum(one.n for one in seen if one.what == What.UNANSWERED)
 
 
 def _codes(seen: Sequence[Sighting], policy: Policy) -> tuple[str, ...]:
@@ -225,11 +238,13 @@ def _verdict(
         )
     requests, on_it = sum(row.requests for row in rows), [row for row in rows if row.state != READY]
     began = f"it has been recording for {_span(max(0.0, now - recording_since))}"
-    if not requests:
+    failed = sum(row.unanswered for row in rows)
+    if not requests + failed:
         return SILENT, f"nothing was called in the last {asked} ({began}), so that nothing can be said"
     if on_it:
         share = f"{sum(map(_hanging, on_it)):,} of {requests:,} requests in the last {asked}"
-        return HELD, f"{baseline} may NOT be switched off: it answered {share}"
+        unanswered = f", and nobody answered {failed:,} more" if failed else ""
+        return HELD, f"{baseline} may NOT be switched off: it answered {share}{unanswered}"
     if recording_since > since:
         return EARLY, f"nothing hung on {baseline} so far ({requests:,} requests), but {began}, not {asked} yet"
     return FREE, f"{baseline} may be switched off: nothing hung on it in the last {asked} (seen {requests:,} requests)"

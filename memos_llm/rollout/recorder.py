@@ -217,6 +217,7 @@ class Recorder:
 
 
 _FAILURES = frozenset(Kind) - {Kind.OK, Kind.CLIENT, Kind.CANCELLED}
+_ENDS = {Kind.OK: What.REQUEST, Kind.CANCELLED: What.REQUEST, Kind.CLIENT: What.REFUSED}
 
 
 def sightings(sort: Sort, tally: Tally, line: Line) -> Iterator[Sighting]:
@@ -229,7 +230,7 @@ def sightings(sort: Sort, tally: Tally, line: Line) -> Iterator[Sighting]:
             n=tally.n, first=tally.first, last=tally.last,
         )  # fmt: skip
 
-    yield seen(What.REFUSED if sort.outcome is Kind.CLIENT else What.REQUEST, sort.provider, cause(sort))
+    yield seen(_ENDS.get(sort.outcome, What.UNANSWERED), sort.provider, cause(sort))
     if cause(sort) == Reason.NOT_OFFERED:
         for feature in Feature:
             if feature & sort.needs and feature is not Feature.ALL:

@@ -1,7 +1,7 @@
 """One try at one target, up to its commit point and past it.
 
 The commit point of a stream is the first content, reasoning or tool-call delta (or a finish without any); of a
-non-streaming answer it is the whole, parsed answer. Preamble is held back until then, bounded in bytes. Before the
+non-streaming answer it is the whole, parsed answer. Preamble is held back until then (the codec bounds it). Before the
 commit point every failure is an `AttemptFailed` and the chain may go on; after it the failure is the caller's to see.
 """
 
@@ -15,11 +15,11 @@ from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Clock, Codec, Decoder, Reply, Transport
+from memos_llm.router.buffers import Buffers
 from memos_llm.router.chain import Try
 from memos_llm.router.idle import IdleWatch
 
 EOF_GRACE_S = 1.0  # for the end of the body once the terminal marker is there; the connection is reused only then
-MAX_PREAMBLE_BYTES = 262_144  # a back end that sends this much and no content is not answering
 CONTENT, FINISH, END = int(Part.CONTENT), int(Part.FINISH), int(Part.END)
 COMMITS = CONTENT | FINISH
 
@@ -28,7 +28,15 @@ class Attempt:
     """One try. Use `commit()` once, then `more()` until it returns an empty frame list, and `aclose()` always."""
 
     def __init__(
-        self, call: Call, step: Try, transport: Transport, endpoint: str, codec: Codec, offer: Offer, clock: Clock
+        self,
+        call: Call,
+        step: Try,
+        transport: Transport,
+        endpoint: str,
+        codec: Codec,
+        offer: Offer,
+        clock: Clock,
+        buffers: Buffers,
     ) -> None:
         self.target: Target = step.target
         self.endpoint = endpoint
@@ -49,6 +57,9 @@ class Attempt:
         self._between: list[Frame] = []  # what ended an answer of such a call, to be delivered with the next bytes
         self._decoder: Decoder | None = None
         self._idle: IdleWatch | None = None
+        self._rest_until: float | None = None
+        self._buffers, self._held_bytes = buffers, 0
+        self._committed = False
 
     async def commit(self, request_id: str) -> list[Frame]:
         """The frames up to the commit point.
@@ -65,6 +76,7 @@ class Attempt:
             limit.close()
         if self._reply is not None:
             self._reply.committed()
+        self._committed = True
         return frames
 
     async def more(self, idle_s: float) -> Sequence[Frame]:
@@ -103,6 +115,7 @@ class Attempt:
 
     async def aclose(self) -> None:
         """Ends the attempt; before the end of the answer that aborts it upstream."""
+        self._free()
         if self._idle is not None:
             self._idle.close()
         if self._reply is not None:
@@ -117,7 +130,6 @@ class Attempt:
         self._decoder = self._codec.decoder(self._call, self.target)
         await self._send(request)
         held: list[Frame] = []
-        size = 0
         while not self._eof:
             frames = self._decoded(await self._read())
             if not frames:
@@ -125,9 +137,6 @@ class Attempt:
             held += frames
             if any(frame.parts & COMMITS for frame in frames):
                 break
-            size += sum(len(frame.data) for frame in frames)
-            if size > MAX_PREAMBLE_BYTES:
-                raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="endless-preamble"))
         return held
 
     async def _send(self, request: WireRequest) -> None:
@@ -151,9 +160,11 @@ class Attempt:
         return self._decoded(chunk)
 
     async def _rest(self) -> Sequence[Frame]:
-        """Nothing after the terminal marker can hurt a whole answer: wait a moment for the end of the body."""
+        """Nothing after the terminal marker can hurt a whole answer: wait a moment for the end of the body, once."""
+        if self._rest_until is None:
+            self._rest_until = asyncio.get_running_loop().time() + EOF_GRACE_S
         try:
-            async with asyncio.timeout(EOF_GRACE_S):
+            async with asyncio.timeout_at(self._rest_until):
                 return self._decoded(await self._read())
         except (TimeoutError, AttemptFailed):
             self._eof = True
@@ -180,14 +191,29 @@ class Attempt:
 
     def _decoded(self, chunk: bytes) -> Sequence[Frame]:
         assert self._decoder is not None
-        frames = self._decoder.feed(chunk) if chunk else self._decoder_eof()
-        if not chunk:
+        if chunk:
+            frames = self._decoder.feed(chunk)
+            if not self.complete:  # else it is left out
+                self._hold(chunk, frames)
+        else:
+            frames = self._decoder_eof()
             self._eof = self.complete = True
         if self._between:
             frames, self._between = [*self._between, *frames], []
         for frame in frames:
             self._note(frame)
         return frames
+
+    def _hold(self, chunk: bytes, frames: Sequence[Frame]) -> None:
+        """Until its answer is committed all of it is kept, afterwards what no event was made of yet."""
+        if not (self._committed and frames):
+            self._held_bytes = self._buffers.hold(len(chunk), self._held_bytes)
+        elif self._held_bytes:
+            self._free()
+
+    def _free(self) -> None:
+        self._buffers.free(self._held_bytes)
+        self._held_bytes = 0
 
     def _note(self, frame: Frame) -> None:
         if frame.parts & CONTENT:

@@ -14,6 +14,7 @@ from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Codecs, LiveFlags, Routes
 from memos_llm.router import split
 from memos_llm.router.answer import Answer
+from memos_llm.router.buffers import Buffers
 from memos_llm.router.chain import RetryBudget
 from memos_llm.router.concentration import Concentration
 from memos_llm.router.decide import Chains, decide
@@ -35,7 +36,7 @@ class Engine:
         clock: Clock,
     ) -> None:
         self.routes, self.live, self.codecs, self.bus, self.clock = routes, live, codecs, bus, clock
-        self.budget = RetryBudget()
+        self.budget, self.buffers = RetryBudget(), Buffers()
         self._concentration = Concentration()
         self._requests = 0
         self._chains_of: Policy | None = None
@@ -60,7 +61,7 @@ class Engine:
         self._requests += 1
         if routes.policy.candidate is not None and self._requests % WATCH_EVERY == 0:
             self._watch(call, flags)
-        run = Run(call, decision, routes, self.codecs, self.bus, self.clock, self.budget)
+        run = Run(call, decision, routes, self.codecs, self.bus, self.clock, self.budget, self.buffers)
         try:
             return Answer(run, *await run.commit())
         except BaseException as error:  # raised again: every request that started is told to have ended

@@ -33,6 +33,7 @@ from memos_llm.core.events import (
 from memos_llm.core.outcome import BREAKER_OPEN, MODEL_NOT_FOUND, NOT_SUPPORTED, Kind, Outcome
 from memos_llm.core.ports import Clock, Codecs, Routes
 from memos_llm.router.attempt import Attempt
+from memos_llm.router.buffers import Buffers
 from memos_llm.router.chain import Chain, RetryBudget, Try
 
 ABANDON_S = 20.0  # who waits this long in vain has found a fault, whoever set the deadline
@@ -51,10 +52,12 @@ class Run:
         bus: Bus,
         clock: Clock,
         budget: RetryBudget,
+        buffers: Buffers,
     ) -> None:
         self.call, self.decision = call, decision
         self.policy, self._transports = routes
         self._codecs, self._bus, self._clock, self._budget = codecs, bus, clock, budget
+        self._buffers = buffers
         self.attempts = 0
         self.served = decision.targets[0]
         self.failed = CANCELLED
@@ -186,7 +189,7 @@ class Run:
         codec = self._codecs.find(self.call, offer)
         assert codec is not None  # decide() keeps only targets that a codec carries the call to
         self._bus.emit(AttemptStarted(request_id=self.call.id, provider=target.provider, arm=self.decision.arm))
-        return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock)
+        return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock, self._buffers)
 
     def _conversation(self) -> bytes:
         """What a replica may know the call by; one that was only given its own id belongs to nothing."""

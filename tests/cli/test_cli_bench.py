@@ -81,11 +81,11 @@ async def test_figures_are_those_that_the_servers_were_told_to_have(tmp_path: Pa
     """One Ollama request at a time, vLLM's all at once: sleeping takes at least as long as asked."""
     slow, quick = {"ttft_s": 0.08, "inter_token_s": 0.008}, {"ttft_s": 0.02, "inter_token_s": 0.01}
     async with pair(tmp_path, ollama=slow, vllm=quick) as servers:
-        ran = await servers.bench("--concurrency", "1,4", "--json")
+        ran = await servers.bench("--concurrency", "1,4", "--runs", "6", "--json")
     assert ran.code == 0, ran
     for level, clients in enumerate((1, 4)):
         ollama, vllm = (figures(ran.json, name, level) for name in ("ollama", "vllm"))
-        assert (ollama["requests"], ollama["answered"], vllm["answered"]) == (2 * clients, 2 * clients, 2 * clients)
+        assert (ollama["requests"], ollama["answered"], vllm["answered"]) == (6 * clients, 6 * clients, 6 * clients)
         assert ollama["output_tokens_mean"] == vllm["output_tokens_mean"] == TOKENS
         assert ollama["tpot_p50_s"] >= 0.008 / 2  # a first token that is read late shortens it
         assert vllm["tpot_p50_s"] >= 0.01 / 2
@@ -194,6 +194,27 @@ async def test_a_dead_provider_is_exit_4_and_names_its_address(both: Pair) -> No
     assert ran.code == 4
     assert f"does vllm run at {both.vllm.url}" in ran.err
     assert not (both.folder / "o.json").exists()
+
+
+async def test_a_servers_own_words_cannot_steer_the_terminal(both: Pair) -> None:
+    body = json.dumps({"error": {"message": "no \x1b]0;title\x07 such\nmodel", "code": 404}}).encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        writer.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        YAML().dump(document(both.ollama.url, url, both.folder), both.folder / "memos_llm.yaml")
+        ran = await both.bench()
+    assert ran.code != 0
+    assert "no ]0;title such model" in ran.err
+    assert "\x1b" not in ran.out + ran.err
 
 
 async def test_errors_are_counted_by_kind_and_the_figures_are_of_the_rest(tmp_path: Path) -> None:

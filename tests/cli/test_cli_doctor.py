@@ -362,6 +362,40 @@ async def test_something_else_at_its_address_is_no_server(stack: Stack, tmp_path
     assert checks(ran)[f"endpoint.up.{server}.0"]["verdict"] == "fail"
 
 
+WRONG = [
+    ("text/html", b"<html>\x1b[31mIt works!"),
+    ("application/json", b'{"data": [{"id": "Qwen/Qwen3-8B", "max_model_len": "many"}], "models": 5}'),
+    ("application/json", b'{"a":' * 20_000),
+]
+
+
+@pytest.mark.parametrize("side", ["ollama", "vllm"])
+@pytest.mark.parametrize(("kind", "body"), WRONG, ids=["html", "other-json", "deep-json"])
+async def test_whatever_listens_in_a_servers_place_is_a_failure_and_no_crash(
+    stack: Stack, tmp_path: Path, side: str, kind: str, body: bytes
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        urls = {"ollama": stack.ollama.url, "vllm": stack.vllm.url, side: url}
+        settings(tmp_path, document(urls["ollama"], urls["vllm"], tmp_path))
+        ran = await doctor(tmp_path, "--for", "0.1")
+    assert ran.code == 1, ran
+    found = checks(ran)
+    wrong = [check for id, check in found.items() if f".{side}.0" in id and check["verdict"] == "fail"]
+    assert wrong
+    assert found["shift.wanted" if side == "vllm" else "shift.way-back"]["verdict"] == "fail"
+    assert all("\x1b" not in said(check) for check in found.values())
+
+
 async def test_a_server_with_a_queue_is_a_warning(tmp_path: Path) -> None:
     async with open_stack(tmp_path, vllm={"max_num_seqs": 1, "ttft_s": 60}) as stack, stack.client() as client:
         assert checks(await doctor(tmp_path))["endpoint.load.vllm.0"]["verdict"] == "ok"
@@ -517,6 +551,12 @@ async def test_deep_says_how_a_chat_failed(stack: Stack, tmp_path: Path, fault: 
     assert words in found["deep.chat.qwen3:8b.vllm"]["seen"]
 
 
+async def test_deep_says_that_nothing_listens_where_nothing_does(stack: Stack, tmp_path: Path) -> None:
+    stack.vllm.faults.set("refuse")
+    chat = checks(await doctor(tmp_path, "--deep"))["deep.chat.qwen3:8b.vllm"]
+    assert (chat["verdict"], "nothing listens there" in chat["fix"]) == ("fail", True)
+
+
 async def test_deep_asks_nothing_of_a_model_that_is_not_there(tmp_path: Path) -> None:
     found = await examined(tmp_path, {"vllm": {"models": ["other/model"]}}, "--deep")
     assert found["deep.chat.qwen3:8b"]["verdict"] == "skipped"
@@ -575,6 +615,16 @@ async def test_without_a_configuration_here_the_gateway_speaks_alone(stack: Stac
     assert {check["group"] for check in found.values()} <= {"gateway", "configuration", "shift", "deep"}
     assert found["gateway.place"]["verdict"] == "skipped"
     assert "--config" in found["gateway.place"]["fix"]
+
+
+async def test_what_was_asked_for_and_cannot_be_looked_at_is_said(stack: Stack, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with working_in(elsewhere):
+        ran = await asyncio.to_thread(llmctl, "doctor", "--json", "--deep", "--for", "10%", "--gateway", stack.url)
+    found = checks(ran)
+    assert (found["deep"]["verdict"], found["shift.wanted"]["verdict"]) == ("skipped", "skipped")
+    assert "no configuration" in found["shift.wanted"]["seen"]
 
 
 async def test_a_token_that_is_refused_is_a_failure(stack: Stack, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from dialect_streams import OFFER, cut, make_call, sse, target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memos_llm.core.call import Call, Frame, Part, Usage, Wire
+from memos_llm.core.call import Call, Frame, Part, Quirk, Usage, Wire
+from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind
 from memos_llm.core.ports import Decoder
@@ -20,6 +21,8 @@ COMPLETION = Wire.OPENAI_COMPLETION
 IDENTITY = Identity()
 OLLAMA = target(repairs=frozenset({"max_completion_tokens", "prompt", "ollama"}))
 VLLM = target(repairs=frozenset({"max_tokens", "vllm"}))
+LONG = Offer(frozenset(Wire), context_tokens=4096)
+STRICT = Offer(frozenset(Wire), context_tokens=4096, quirks=Quirk.STRICT_LENGTH)
 EVERYTHING = Part.CONTENT | Part.FINISH | Part.USAGE | Part.END
 ASKED: dict[str, Any] = {"stream_options": {"include_usage": True}}
 ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -258,18 +261,23 @@ def test_a_caller_who_asked_gets_ollama_s_bytes_with_its_zeros() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_", "sent", "warnings"),
+    ("given_", "offer", "sent", "warnings"),
     [
-        ({}, {"max_tokens": None}, ("repaired:max_tokens",)),
-        ({"max_tokens": None}, {"max_tokens": None}, ()),
-        ({"max_tokens": 5}, {"max_tokens": 5}, ()),
+        ({}, OFFER, {"max_tokens": None}, ("repaired:max_tokens",)),
+        ({"max_tokens": None}, OFFER, {"max_tokens": None}, ()),
+        ({"max_tokens": 5}, OFFER, {"max_tokens": 5}, ()),
+        # 0.32 reads null as 16, and cuts what the context does not hold; those before it did neither.
+        ({}, LONG, {"max_tokens": 4096}, ("repaired:max_tokens",)),
+        ({"max_tokens": None}, LONG, {"max_tokens": 4096}, ("repaired:max_tokens",)),
+        ({"max_tokens": 5}, LONG, {"max_tokens": 5}, ()),
+        ({}, STRICT, {"max_tokens": None}, ("repaired:max_tokens",)),
     ],
 )
 def test_a_completion_without_a_limit_has_none_on_vllm(
-    given_: dict[str, Any], sent: dict[str, Any], warnings: tuple[str, ...]
+    given_: dict[str, Any], offer: Offer, sent: dict[str, Any], warnings: tuple[str, ...]
 ) -> None:
     call = make_call(COMPLETION, {"model": "served/m", "prompt": "a"} | given_)
-    request, told = IDENTITY.request(call, VLLM, OFFER)
+    request, told = IDENTITY.request(call, VLLM, offer)
     assert msgspec.json.decode(request.body) == {"model": "served/m", "prompt": "a"} | sent
     assert told == (*warnings, "approximated:prompt")  # Ollama would have put it into the chat template
     assert warnings or request.body is call.body

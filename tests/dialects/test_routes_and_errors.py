@@ -8,7 +8,7 @@ from typing import Any
 import ollama
 import openai
 import pytest
-from stack import ME, VLLM_MODEL, Stack, open_stack
+from stack import ME, VLLM_MODEL, Stack, open_stack, until
 
 from memos_llm.core.commands import Shift
 from memos_llm.core.flags import PPM
@@ -66,10 +66,12 @@ async def test_one_of_several_prompts_that_fails_before_the_answer_is_nobody_s_e
         assert answer.headers["x-memos-provider"] == "vllm"
 
 
-async def test_a_completion_without_a_limit_is_not_cut_at_16_tokens(tmp_path: Path) -> None:
-    async with open_stack(tmp_path) as stack:
+@pytest.mark.parametrize("limit", [{}, {"max_tokens": None}])
+async def test_a_completion_without_a_limit_is_not_cut_at_16_tokens(tmp_path: Path, limit: dict[str, Any]) -> None:
+    async with open_stack(tmp_path, probe=True) as stack:
+        await until(lambda: stack.runtime.transports["vllm"].offer(VLLM_MODEL).context_tokens)  # of its model list
         await stack.shift(1.0)
-        answer = (await post(stack, "/v1/completions", {"model": MODEL, "prompt": "Why?"})).json()
+        answer = (await post(stack, "/v1/completions", {"model": MODEL, "prompt": "words:40", **limit})).json()
     assert answer["usage"]["completion_tokens"] > 16
     assert answer["choices"][0]["finish_reason"] == "stop"
 

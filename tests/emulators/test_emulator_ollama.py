@@ -231,7 +231,7 @@ async def test_native_refusals(emu: OllamaEmulator, path: str, body: Any, status
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}
                 ],
             },
-            "invalid image input",
+            "image URLs are not currently supported, please use base64 encoded data instead",
         ),
         ({"model": MODEL, "messages": user("x"), "reasoning_effort": "huge"}, None),
     ],

@@ -98,6 +98,7 @@ async def test_whole_answer_has_the_explicit_nulls(emu: VllmEmulator) -> None:
         "finish_reason": "stop",
         "stop_reason": None,
         "token_ids": None,
+        "routed_experts": None,
     }
 
 
@@ -172,8 +173,8 @@ async def test_completions_default_to_16_tokens(emu: VllmEmulator) -> None:
     assert got.events[-2]["usage"]["completion_tokens"] == 16
     assert got.events[-3]["choices"][0]["finish_reason"] == "length"
     assert got.events[0]["id"].startswith("cmpl-")
-    unlimited = await ask(emu.url, "POST", TEXT, prompt="words:50", max_tokens=None, stream=True)
-    assert unlimited.events[-2]["choices"][0]["finish_reason"] == "stop"
+    null = await ask(emu.url, "POST", TEXT, prompt="words:50", max_tokens=None, stream=True)
+    assert null.events[-2]["choices"][0]["finish_reason"] == "length"
     two = await ask(emu.url, "POST", TEXT, prompt=["a", "b"], echo=True)
     assert [c["text"][0] for c in two.json["choices"]] == ["a", "b"]
 
@@ -246,7 +247,7 @@ async def test_chat_rejections(emu: VllmEmulator, body: Any, kind: str, param: s
     assert (got.status, error["type"], error["param"], error["code"]) == (400, kind, param, 400)
     assert ("(parameter=" in error["message"]) == (kind == LATER_ERROR and param is not None)
     if kind == SCHEMA_ERROR:
-        assert error["message"].startswith("1 validation error:\n  {'type': ")
+        assert re.match(r"\d validation errors?:\n  {'type': ", error["message"])
 
 
 async def test_null_is_unset_and_assistants_may_be_null(emu: VllmEmulator) -> None:

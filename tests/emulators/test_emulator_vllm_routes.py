@@ -77,11 +77,11 @@ async def test_prompts_of_every_kind_have_choices_in_order(emu: VllmEmulator) ->
     [
         ({}, "prompt"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": []}, "prompt"),
+        ({"prompt": []}, None),
         ({"prompt": ["a", ""]}, None),
         ({"prompt": [[]]}, None),
-        ({"prompt": "a", "suffix": "b"}, None),
-        ({"prompt": "a", "suffix": ""}, None),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "suffix": ""}, "suffix"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": {"a": 1}}, "body.prompt"),
@@ -227,9 +227,10 @@ async def test_messages_stream_has_anthropic_s_events(emu: VllmEmulator) -> None
     called = named(await ask(emu.url, "POST", MESSAGES, {**body, "stream": True, "tools": tools}))
     arguments = "".join(d["delta"]["partial_json"] for name, d in called if name == "content_block_delta")
     assert "city" in json.loads(arguments)
-    assert called[-2][1]["delta"] == {"stop_reason": "tool_use"}
+    assert called[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     count = await ask(emu.url, "POST", "/v1/messages/count_tokens", model=MODEL, messages=user("weather"))
-    assert count.json == {"input_tokens": whole["usage"]["input_tokens"]}
+    tokens = whole["usage"]["input_tokens"]
+    assert count.json == {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}}
 
 
 async def test_messages_errors_are_anthropic_s(emu: VllmEmulator) -> None:

@@ -184,8 +184,8 @@ async def test_metrics_have_the_release_s_names(version: str) -> None:
         assert not name.startswith("finished") or name not in page
 
 
-async def test_unknown_models_name_the_aliases_in_0_33() -> None:
-    for version, told in (("0.32.0", False), ("0.33.0", True)):
+async def test_unknown_models_name_the_aliases_since_0_32() -> None:
+    for version, told in (("0.30.0", False), ("0.32.0", True)):
         got = await post(version, {**HI, "model": "ghost"})
         assert ("Qwen/Qwen3-8B" in got.json["error"]["message"]) == told
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from stack import Stack, open_stack, until
 
-from memos_llm.gateway import server
+from memos_llm.gateway import connection
 
 LIMIT_S = 0.25
 DIALECTS = {
@@ -97,7 +97,7 @@ async def ask_for_much(stack: Stack) -> socket.socket:
 async def test_who_reads_nothing_is_cut_and_who_reads_slowly_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "STUCK_S", 0.3)
+    monkeypatch.setattr(connection, "STUCK_S", 0.3)
     async with open_stack(tmp_path, ollama={"inter_token_s": 0.0}) as stack:
         slow, deaf = await ask_for_much(stack), await ask_for_much(stack)
 

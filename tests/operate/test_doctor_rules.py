@@ -25,7 +25,7 @@ from memos_llm.operate.doctor.facts import (
     StoreFacts,
     Talk,
 )
-from memos_llm.operate.doctor.look import read_metrics, read_show
+from memos_llm.operate.doctor.look import About, read_metrics, read_show
 from memos_llm.operate.doctor.models import window
 from memos_llm.operate.documents import (
     ConfigSeen,
@@ -121,6 +121,13 @@ def test_a_server_that_does_not_say_what_it_has_is_a_warning() -> None:
     assert one(servers.key(facts), "endpoint.key.vllm.0").verdict is Verdict.SKIPPED
 
 
+def test_a_server_that_answers_something_else_is_a_failure() -> None:
+    facts = seeing(provider("vllm", endpoint(models=None, models_status=200, models_fault="/v1/models is not JSON")))
+    check = one(servers.models(facts), "endpoint.models.vllm.0")
+    assert check.verdict is Verdict.FAIL
+    assert "mend the address" in check.fix
+
+
 def test_what_is_not_spoken_to_over_http_is_skipped() -> None:
     check = one(servers.up(seeing(provider("litellm"))), "endpoint.up.litellm")
     assert check.verdict is Verdict.SKIPPED
@@ -164,6 +171,8 @@ vllm:engine_sleep_state{engine="0",sleep_state="discard_all"} 0.0
 def test_vllms_metrics_are_read_in_either_spelling(cache: bytes, awake: bytes) -> None:
     found = read_metrics(PAGE % (cache, cache, awake))
     assert found == Load(running=5, waiting=10, kv_cache=0.5, asleep=awake == b"0.0")
+    broken = read_metrics(b'vllm:num_requests_running{a="b"} 1.2.3\nvllm:num_requests_waiting{a="b"} e+-\n')
+    assert broken == Load(running=1.2)
     assert read_metrics(b"") is read_metrics(b"# nothing of vLLM's\nup 1\n") is None
 
 
@@ -189,13 +198,19 @@ def test_ollamas_window_is_what_is_known_best(
 
 
 def test_what_show_says_is_read() -> None:
-    said = {
-        "capabilities": ["completion", "tools"],
-        "parameters": 'stop                           "<|im_end|>"\nnum_ctx                        16384',
-        "model_info": {"general.architecture": "qwen3", "qwen3.context_length": 40960},
-    }
+    said = About(
+        capabilities=["completion", "tools"],
+        parameters='stop                           "<|im_end|>"\nnum_ctx                        16384',
+        model_info={"general.architecture": "qwen3", "qwen3.context_length": 40960},
+    )
     assert read_show(said) == Shown(capabilities=("completion", "tools"), trained_tokens=40960, num_ctx=16384)
-    assert read_show({}) == read_show({"parameters": None, "model_info": None, "capabilities": None}) == Shown()
+    assert read_show(About()) == Shown()
+
+
+@pytest.mark.parametrize("num_ctx", ["²", "1" * 5000, "-1", "many", "1 2"])
+def test_a_window_that_is_no_number_is_not_known(num_ctx: str) -> None:
+    found = About(parameters=f"num_ctx {num_ctx}", model_info={"general.architecture": ["x"]})
+    assert read_show(found) == Shown()
 
 
 # The store

@@ -201,6 +201,41 @@ async def test_closing_ends_the_loads() -> None:
         await until(lambda: ollama.counters.load_aborts)
 
 
+async def test_a_load_that_ollama_forgot_is_asked_for_again() -> None:
+    async with pair() as (ollama, ours):
+        ollama.faults.add("hang:count=1")
+        waiting = asyncio.create_task(ours.answer(chat()))
+        await until(lambda: ollama.faults.fired["hang"])
+        for _ in range(2):
+            await ours.transport.probe()
+        assert ollama.counters.requests["/api/generate"] == 1
+        await ours.transport.probe()
+        assert b"done" in await asyncio.wait_for(waiting, 5.0)
+        assert loads(ollama) == (1, 0)
+
+
+async def test_a_load_that_is_under_way_is_never_asked_for_again() -> None:
+    async with pair(load_s=0.5) as (ollama, ours):
+        waiting = asyncio.create_task(ours.answer(chat()))
+        await until(lambda: ollama.counters.loads)
+        for _ in range(4):
+            await ours.transport.probe()
+        assert b"done" in await waiting
+        assert (loads(ollama), ollama.counters.requests["/api/generate"]) == ((1, 0), 1)
+
+
+async def test_a_forgotten_load_ends_when_the_model_serves() -> None:
+    async with pair() as (ollama, ours), opened(ollama.url) as other:
+        ollama.faults.add("hang:count=1")
+        waiting = asyncio.create_task(ours.answer(chat()))
+        await until(lambda: ollama.faults.fired["hang"])
+        await other.answer(chat())
+        await ours.transport.probe()  # lists what the other one loaded
+        assert b"done" in await ours.answer(chat())
+        assert b"done" in await asyncio.wait_for(waiting, 5.0)
+        await until(lambda: not ollama.counters.in_flight)
+
+
 async def test_it_can_be_switched_off() -> None:
     async with pair(own_loads=False) as (ollama, ours):
         await ours.answer(chat())

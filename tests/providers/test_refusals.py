@@ -36,6 +36,7 @@ CASES: list[tuple[int, str, Kind, str, str]] = [
     (500, "", Kind.SERVER, "status", ""),
     (500, V % ("EngineCore died", "InternalServerError"), Kind.SERVER, "status", "EngineCore died"),
     (500, '{"error":"option \\"num_ctx\\" must be of type integer"}', Kind.CLIENT, "option", 'option "num_ctx" must be of type integer'),  # noqa: E501
+    (500, '{"error":"option \\"stop\\" must be of an array of strings"}', Kind.CLIENT, "option", 'option "stop" must be of an array of strings'),  # noqa: E501
     (500, '{"error":"invalid format: \\"yaml\\"; expected \\"json\\" or a valid JSON Schema object"}', Kind.CLIENT, "option", 'invalid format: "yaml"; expected "json" or a valid JSON Schema object'),  # noqa: E501
     (500, '{"error":"invalid JSON schema in format"}', Kind.CLIENT, "option", "invalid JSON schema in format"),
     (500, '{"error":"Failed to create new sequence: no input provided"}', Kind.CLIENT, "option", "Failed to create new sequence: no input provided"),  # noqa: E501
@@ -136,3 +137,8 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
 
 def test_retry_after_is_kept_on_any_refusal() -> None:
     assert refusal(503, {"Retry-After": "3"}, b"").outcome.retry_after_s == 3.0
+
+
+@pytest.mark.parametrize("body", [b'{"error":null}', b'{"error":[1]}', b"{}", b'{"model":"m","done":true}', b"[]"])
+def test_a_body_that_tells_no_error_is_not_passed_on_as_one(body: bytes) -> None:
+    assert refusal(400, {}, body).client_body == b""

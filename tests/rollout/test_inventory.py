@@ -166,6 +166,8 @@ CASES: list[tuple[str, Line, str, str, str, dict[str, Any]]] = [
     ("pin", VECTORS, "hangs", "pin", "components.embedding", {"policy": policy(pins={"embedding": "ollama"})}),
     ("pin", CHAT, "moves", "split", "raise the share", {}),
     ("unmapped-model", UNKNOWN, "hangs", "unmapped-model", "map the model", {}),
+    ("split", REST, "moves", "split", "raise the share", {}),
+    ("unmapped-model", REST, "hangs", "unmapped-model", "more names of models than are counted singly", {}),
     ("unmapped-model", CHAT, "moves", "split", "raise the share", {}),
     ("not-offered", CHAT, "hangs", "not-offered", "openai.chat", {}),
     ("passthrough", PASSED, "hangs", "passthrough", "have its callers use /v1/chat/completions", {}),
@@ -223,6 +225,15 @@ def test_what_the_candidate_refused_is_named_with_its_status_and_the_needs_too()
 def test_a_callers_mistake_hangs_on_nobody() -> None:
     row = only(seen(4, cause="unmapped-model", what=What.REFUSED))
     assert (row.state, row.why, row.requests, row.refused) == ("ready", "refused", 0, 4)
+
+
+def test_what_nobody_answered_is_no_sign_that_all_is_well() -> None:
+    failed = seen(3, "vllm", what=What.UNANSWERED), seen(3, "vllm", "server", what=What.FAILED)
+    alone = only(*failed)
+    assert (alone.state, alone.why, alone.requests, alone.unanswered) == ("hangs", "unanswered", 0, 3)
+    assert "nobody answered 3 of 3 (server ×3)" in alone.todo
+    assert only(seen(50, "vllm"), *failed).why == "unanswered"
+    assert only(seen(57, "vllm"), *failed).state == "ready"  # 3 of 60: as much as the error rate may be
 
 
 def test_what_hangs_comes_first_and_of_that_the_most() -> None:

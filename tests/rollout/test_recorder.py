@@ -158,7 +158,7 @@ CAUSES: list[tuple[dict[str, Any], list[Outcome], dict[tuple[str, str, str], int
     (
         {"outcome": Outcome(kind=Kind.CONNECT)},
         [Outcome(kind=Kind.CONNECT, code="refused")],
-        {("request", "vllm", "split"): 1, ("failed", "vllm", "connect refused"): 1},
+        {("unanswered", "vllm", "split"): 1, ("failed", "vllm", "connect refused"): 1},
     ),
 ]
 

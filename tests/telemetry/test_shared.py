@@ -1,6 +1,8 @@
 """The metrics of several workers are one exposition: counted together, whoever is asked, also after one was killed."""
 
 import os
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -116,3 +118,38 @@ def test_the_slots_of_all_workers_together_are_bounded_and_configured_names_keep
     assert len(seen - {OTHER}) <= MAX_COMPONENTS - 20
     assert len(seen - {OTHER}) > MAX_COMPONENTS - 20 - sharers
     assert kept == {f"configured-{number}" for number in range(20)}
+
+
+MANY = [f"{n:x<3000}" for n in range(25)]  # more than a new file has room for
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files have holes")
+def test_no_file_has_holes_that_a_full_disk_could_not_fill(workers: Workers, tmp_path: Path) -> None:
+    workers.live("1", hears(*(ended(component=component) for component in MANY)))
+    files = list(tmp_path.glob("*.db"))
+    assert max(file.stat().st_size for file in files) > 65_536  # one has grown
+    assert all(file.stat().st_blocks * 512 >= file.stat().st_size for file in files)
+
+
+def test_where_no_file_can_grow_only_what_is_new_is_not_counted(workers: Workers) -> None:
+    def live(metrics: Metrics) -> None:
+        metrics.on_event(ended(component="known"))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+        assert not all([_counted(metrics, component) for component in MANY])
+        assert _counted(metrics, "known")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert all(_counted(metrics, component) for component in MANY)
+
+    shown = workers.live("1", live)
+    counts = lines(shown, "requests_total{")
+    assert len(counts) == len(MANY) + 1
+    assert [line.rpartition(" ")[2] for line in counts if 'component="known"' in line] == ["2.0"]
+
+
+def _counted(metrics: Metrics, component: str) -> bool:
+    try:
+        metrics.on_event(ended(component=component))
+    except OSError:
+        return False
+    return True

@@ -13,6 +13,9 @@ from memos_llm.core.outcome import NO_FINISH, Kind, Outcome
 from memos_llm.dialects.framing import OVERSIZE, Event, Framer
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_PREAMBLE_BYTES = 262_144  # of whole events: a back end that sends this much and no content is not answering
+MAX_PREAMBLE_EVENTS = 4_096  # and this many, however small
+MAX_TOKENS = 10**9  # a count beyond it, or below zero, counted nothing
 
 CONTENT, FINISH, USAGE, END = map(int, (Part.CONTENT, Part.FINISH, Part.USAGE, Part.END))
 
@@ -47,22 +50,23 @@ class StreamDecoder:
         self._framer = framer
         self._reader = reader
         self._failure: AttemptFailed | None = None
+        self._preamble: int | None = 0  # bytes of it, whether they make a frame or not; None once it is over
         self._ended = False
 
     def feed(self, chunk: bytes) -> Sequence[Frame]:
         if self._failure is not None:
             raise self._failure
-        if self._ended:
-            return ()
         frames: list[Frame] = []
         try:
             for event in self._framer.feed(chunk):
+                if self._ended and event.raw.strip():  # else it may be the end's own line end, cut in two
+                    continue
                 frame = self._reader.read(event)
+                if self._preamble is not None:
+                    self._preamble = _still_preamble(self._preamble, event, frame)
                 if frame is not None:
                     frames.append(frame)
-                    if frame.parts & END:
-                        self._ended = True
-                        break
+                    self._ended = self._ended or bool(frame.parts & END)
         except AttemptFailed as failure:
             self._failure = failure
             if not frames:
@@ -72,9 +76,8 @@ class StreamDecoder:
     def eof(self) -> Sequence[Frame]:
         if self._failure is not None:
             raise self._failure
-        if self._ended:
-            return ()
-        frames = [self._rest(event) for event in self._framer.close()]
+        rest = [event for event in self._framer.close() if not (self._ended and event.raw.strip())]
+        frames = [self._rest(event) for event in rest]
         frames.append(self._reader.finish())
         return [frame for frame in frames if frame is not None]
 
@@ -86,6 +89,15 @@ class StreamDecoder:
             if failure.outcome.kind is Kind.MALFORMED:
                 raise truncated() from failure
             raise
+
+
+def _still_preamble(so_far: int, event: Event, frame: Frame | None) -> int | None:
+    if frame is not None and frame.parts & (CONTENT | FINISH):
+        return None
+    size = so_far + max(len(event.raw), MAX_PREAMBLE_BYTES // MAX_PREAMBLE_EVENTS)
+    if size > MAX_PREAMBLE_BYTES:
+        raise malformed("endless-preamble")
+    return size
 
 
 class WholeDecoder:
@@ -130,7 +142,8 @@ def error_text(error: object) -> str:
 
 
 def counted(input_tokens: float | None, output_tokens: float | None) -> Usage | None:
-    """None when the back end reported nothing (a count of zero is left out by Ollama)."""
-    if not input_tokens and not output_tokens:
+    """None when the back end reported nothing (a count of zero is left out by Ollama), or nothing that can be."""
+    given, made = input_tokens or 0, output_tokens or 0
+    if not (0 <= given <= MAX_TOKENS and 0 <= made <= MAX_TOKENS and (given or made)):
         return None
-    return Usage(int(input_tokens or 0), int(output_tokens or 0))
+    return Usage(int(given), int(made))

@@ -15,7 +15,7 @@ from memos_llm.core.decision import Offer
 from memos_llm.dialects import media
 from memos_llm.dialects.codecs.ollama_options import apply_options
 from memos_llm.dialects.codecs.repairs import DEFAULTS
-from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
+from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered, unlimited
 from memos_llm.dialects.ollama import Call as ToolCall
 from memos_llm.dialects.ollama import Ids, Message, identify
 
@@ -141,7 +141,7 @@ BOS_TEXTS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<ï½œbeginâ
 def _verbatim_prompt(draft: Draft) -> None:
     prompt = draft.read("prompt", str) or ""
     draft.body["prompt"] = prompt
-    draft.body["max_tokens"] = None  # absent would mean 16; null fills the context (vLLM 0.32, measured)
+    draft.body["max_tokens"] = unlimited(draft.offer)  # absent would mean 16
     if prompt.startswith(BOS_TEXTS):
         draft.body["add_special_tokens"] = False
 

@@ -44,6 +44,9 @@ DONE_REASONS: Mapping[str, str] = {"length": "length"}
 PREFILL_SPEEDUP = 20
 """How many prompt tokens take as long as one generated token, where nobody measured: it only splits a duration."""
 
+MAX_TOLD_MS = 1e9
+"""A back end's own time beyond it (11 days), or below zero, is none."""
+
 _NS = 1_000_000_000
 
 
@@ -157,10 +160,9 @@ class _Watch:
         now = self._clock()
         usage = usage or Usage()
         prompt_s, eval_s = self._split(now, usage)
-        if times is not None and times.time_to_first_token_ms is not None:
-            prompt_s = times.time_to_first_token_ms / 1000
-        if times is not None and times.generation_time_ms is not None:
-            eval_s = times.generation_time_ms / 1000
+        if times is not None:
+            prompt_s = _told_s(times.time_to_first_token_ms, prompt_s)
+            eval_s = _told_s(times.generation_time_ms, eval_s)
         return Ending(
             done_reason=DONE_REASONS.get(reason, "stop"),
             total_duration=_ns(now - self._accepted_at),
@@ -177,6 +179,11 @@ class _Watch:
         weight = usage.input_tokens / PREFILL_SPEEDUP
         prompt_s = (now - self._sent_at) * (weight / (weight + usage.output_tokens) if weight else 0.0)
         return prompt_s, now - self._sent_at - prompt_s
+
+
+def _told_s(told_ms: float | None, measured_s: float) -> float:
+    """What the back end says, if that is a time at all."""
+    return measured_s if told_ms is None or not 0 <= told_ms <= MAX_TOLD_MS else told_ms / 1000
 
 
 def _ns(seconds: float) -> int:

@@ -14,7 +14,7 @@ from memos_llm.core.call import Call, Frame, Usage
 from memos_llm.dialects.codecs.decoder import CONTENT, END, FINISH, USAGE, WHOLE, counted, failed, malformed, truncated
 from memos_llm.dialects.codecs.openai_request import asks_usage
 from memos_llm.dialects.framing import Event
-from memos_llm.dialects.jsons import FAILURES
+from memos_llm.dialects.jsons import FAILURES, decode_optional
 
 FINISHES: Mapping[str, str] = {"length": "length"}
 """`done_reason` → finish reason; any other is `stop`, or `tool_calls` where there were some."""
@@ -130,7 +130,7 @@ class OpenAIWriter:
     def _tool_calls(self, message: _Message) -> list[dict[str, Any]]:
         written = []
         for call in message.tool_calls or ():
-            arguments = bytes(call.function.arguments).decode()
+            arguments = _object(call.function.arguments)
             written.append(
                 {
                     "index": self._calls,
@@ -157,6 +157,14 @@ class OpenAIWriter:
 
     def _document(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
+
+
+def _object(arguments: Raw) -> str:
+    """A call's arguments as they came, in a string; none (or null) is an empty object."""
+    try:
+        return bytes(arguments).decode() if decode_optional(arguments, dict[str, Raw]) else "{}"
+    except ValueError as error:  # bytes that are no UTF-8 included
+        raise malformed("tool-arguments") from error
 
 
 def _logprobs(record: _Record) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ class _Choice(Struct):
     index: int = 0
     delta: _Delta | None = None
     text: Any = None
-    finish_reason: Any = None
+    finish_reason: str | None = None
 
 
 class _Usage(Struct):

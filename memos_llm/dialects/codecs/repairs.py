@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from memos_llm.core.call import Call, Target, Wire
 from memos_llm.core.decision import Offer
-from memos_llm.dialects.codecs.rules import not_offered
+from memos_llm.dialects.codecs.rules import not_offered, unlimited
 from memos_llm.dialects.jsons import decode_as
 
 OPENAI = frozenset({Wire.OPENAI_CHAT, Wire.OPENAI_COMPLETION})
@@ -19,6 +19,7 @@ UNSET = (b"null", b"")
 
 DEFAULTS = "defaults"  # told like a repair: the model's configured defaults filled in what the caller left open
 
+MAX_APART = 4096  # one request of a client makes no more than that
 MAX_APART_BYTES = 64 * 1024 * 1024  # of all bodies that one call with a list of prompts is taken apart into
 
 Head = dict[str, Raw]
@@ -72,9 +73,10 @@ def _name_max_tokens(head: Head, offer: Offer) -> bool:
 
 
 def _no_limit(head: Head, offer: Offer) -> bool:
-    if "max_tokens" in head:
+    limit = Raw(msgspec.json.encode(unlimited(offer)))
+    if is_set(head, "max_tokens") or bytes(head.get("max_tokens", b"")) == bytes(limit):
         return False
-    head["max_tokens"] = Raw(b"null")
+    head["max_tokens"] = limit
     return True
 
 
@@ -96,7 +98,7 @@ def _take_apart(head: Head, offer: Offer) -> bool:
     if not prompts:
         return False
     rest = sum(len(key) + len(bytes(value)) for key, value in head.items() if key != "prompt")
-    if len(prompts) * rest > MAX_APART_BYTES:
+    if len(prompts) > MAX_APART or len(prompts) * rest > MAX_APART_BYTES:
         raise not_offered(f"{len(prompts)} prompts in one call, which would be sent one by one")
     head["prompt"] = prompts[0]
     return True
@@ -182,7 +184,7 @@ REPAIRS: Mapping[str, Repair] = {
         _COMPLETION,
         _no_limit,
         optional=True,
-        note="vLLM stops a completion at 16 tokens where nothing is said; `null` means no limit, as on Ollama",
+        note="vLLM stops a completion at 16 tokens where nothing or `null` is said, Ollama never: its whole context",
     ),
     "prompt": Repair(
         _COMPLETION,

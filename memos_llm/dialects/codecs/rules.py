@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from msgspec import Raw, Struct, field
 
-from memos_llm.core.call import Call, Target
+from memos_llm.core.call import Call, Quirk, Target
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
@@ -90,6 +90,15 @@ def is_given(call: Call, key: str) -> bool:
 def bad_request(text: str) -> AttemptFailed:
     """The caller's body cannot be understood; another target would not understand it either."""
     return AttemptFailed(Outcome(kind=Kind.CLIENT, status=400, code="bad-request"), client_text=text)
+
+
+def unlimited(offer: Offer) -> int | None:
+    """The `max_tokens` of a vLLM completion without a limit: its context, which it cuts to what the prompt leaves.
+
+    None where that would be refused or the context is not known; but 0.32 reads a null as 16 tokens (measured), which
+    the releases that refuse do not.
+    """
+    return None if offer.quirks & Quirk.STRICT_LENGTH else offer.context_tokens
 
 
 def not_offered(text: str) -> AttemptFailed:

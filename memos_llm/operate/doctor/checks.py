@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from memos_llm.core.lines import one_line
+
 
 class Verdict(StrEnum):
     OK = "ok"
@@ -56,12 +58,7 @@ class Group:
         return self._made(Verdict.SKIPPED, id, why, fix)
 
     def _made(self, verdict: Verdict, id: str, seen: str, fix: str) -> Check:
-        return Check(id=id, group=self.name, verdict=verdict, seen=in_a_line(seen), fix=in_a_line(fix))
-
-
-def in_a_line(text: str) -> str:
-    """What servers and files say is shown on terminals: without line breaks and control characters."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+        return Check(id=id, group=self.name, verdict=verdict, seen=one_line(seen), fix=one_line(fix))
 
 
 def counted(many: int, what: str) -> str:

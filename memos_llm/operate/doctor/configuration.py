@@ -164,7 +164,10 @@ def mapped(facts: Facts) -> Iterator[Check]:
         )
     else:
         stay = f"; {listed(unmapped)}: on {settings.baseline} whatever the share" if unmapped else ""
-        yield GROUP.ok("config.models", f"{len(names) - len(unmapped)} of {len(names)} are mapped{stay}")
+        yield GROUP.ok(
+            "config.models",
+            f"{len(names) - len(unmapped)} of {counted(len(names), 'model')} mapped on {candidate}{stay}",
+        )
 
 
 def _enabled(settings: "Settings") -> bool:

@@ -12,8 +12,10 @@ from msgspec import Struct
 from memos_llm.core.call import Wire, WireRequest
 from memos_llm.core.errors import AttemptFailed, ConfigError, LLMError
 from memos_llm.core.events import Bus
+from memos_llm.core.lines import one_line
+from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Transport
-from memos_llm.operate.doctor.checks import in_a_line
+from memos_llm.dialects.jsons import FAILURES
 from memos_llm.operate.doctor.facts import DeepFacts, Facts, Talk
 from memos_llm.operate.doctor.look import Told
 from memos_llm.operate.doctor.models import Pair, pairs
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 ANSWER_S = 120.0  # Ollama may have to load the model first
 MAX_WORDS = 160  # characters of a back end's own words
 FEW = 32  # tokens of an answer
+MOST_BYTES = 262_144  # of such an answer: who sends more never ends
 PROMPT = [{"role": "user", "content": "Say OK."}]
 TOOL = {
     "type": "function",
@@ -126,17 +129,23 @@ async def _talk(transport: Transport | None, model: str, **more: Any) -> Talk:
     except TimeoutError:
         return Talk(fault=f"no answer in {ANSWER_S:g} s")
     except AttemptFailed as error:
-        said = in_a_line(error.client_text)[:MAX_WORDS]
+        said = one_line(error.client_text)[:MAX_WORDS]
         return Talk(fault=f"{error}: {said}" if said else str(error), status=error.outcome.status)
 
 
 async def _read(transport: Transport, request: WireRequest, started: float) -> tuple[bytes, float | None]:
-    """The whole body, and how long it took until something was said in it."""
+    """The whole body, and how long it took until something was said in it.
+
+    Raises:
+        AttemptFailed: also for an answer that is longer than any of so few tokens.
+    """
     reply = await transport.open(request)
     body, first_s = bytearray(), None
     try:
         while chunk := await reply.read():
             body += chunk
+            if len(body) > MOST_BYTES:
+                raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="endless"))
             if first_s is None and _says(read_stream(bytes(body), None)):
                 first_s = time.monotonic() - started
     finally:
@@ -196,5 +205,5 @@ def _chunk(line: bytes) -> _Chunk | None:
         return None
     try:
         return msgspec.json.decode(line[len(b"data:") :], type=_Chunk)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except FAILURES:
         return None

@@ -91,7 +91,8 @@ class EndpointFacts(Struct, frozen=True, kw_only=True):
 
     Attributes:
         models: what it says that it serves, None when it did not say; `configured` what the file says.
-        models_status: the status with which it refused to say, 0 for none (it said, or did not answer).
+        models_status: the status with which it refused to say, 0 for none (it said, or did not answer); 200 when it
+            answered something else than a list of models.
         models_fault: why it did not say, in a word.
         contexts: vLLM: the longest context of each model. task: vLLM: generate, embed, or empty for not known.
         load: vLLM: None when it did not say. loaded: Ollama: None when it did not say.

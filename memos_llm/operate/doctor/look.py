@@ -23,6 +23,7 @@ from memos_llm.core.events import Bus
 from memos_llm.core.flags import Flags
 from memos_llm.core.policy import Endpoint, ProviderSpec
 from memos_llm.core.ports import BackendClient, Instance, StateStore, Transport
+from memos_llm.dialects.jsons import FAILURES
 from memos_llm.operate.doctor.facts import EndpointFacts, Load, Loaded, ProviderFacts, Shown, StoreFacts
 from memos_llm.operate.probing import LIMIT_S, EndpointHealth, probe_all
 from memos_llm.providers import KINDS, AiohttpClient, open_transport
@@ -200,7 +201,7 @@ async def _vllm(facts: EndpointFacts, transport: Transport) -> EndpointFacts:
     )
 
 
-_SAMPLE = re.compile(rb"^(vllm:\w+)\{([^}]*)\} ([0-9.eE+-]+)", re.MULTILINE)
+_SAMPLE = re.compile(rb"^(vllm:\w+)\{([^}]*)\} (\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)", re.MULTILINE)
 
 
 def read_metrics(page: bytes) -> Load | None:
@@ -254,6 +255,14 @@ class _Rows(Struct):
     models: list[_Row] | None = None
 
 
+class About(Struct):
+    """What is read of an answer of `/api/show`."""
+
+    parameters: str | None = None
+    model_info: dict[str, Any] | None = None
+    capabilities: list[str] | None = None
+
+
 async def _ollama(facts: EndpointFacts, transport: Transport, models: tuple[str, ...]) -> EndpointFacts:
     tags, refused = await _document(transport, "/api/tags", _Tags)
     if tags is None:
@@ -263,7 +272,7 @@ async def _ollama(facts: EndpointFacts, transport: Transport, models: tuple[str,
 
     async def show(name: str) -> tuple[str, Shown | None]:
         async with turn:
-            found, _ = await _document(transport, "/api/show", dict[str, Any], msgspec.json.encode({"model": name}))
+            found, _ = await _document(transport, "/api/show", About, msgspec.json.encode({"model": name}))
             return name, None if found is None else read_show(found)
 
     loaded, shown = await asyncio.gather(_loaded(transport), asyncio.gather(*(show(name) for name in models)))
@@ -277,7 +286,7 @@ async def _loaded(transport: Transport) -> tuple[Loaded, ...] | None:
     try:
         rows = msgspec.json.decode(body, type=_Rows).models or []
         known = {row.model: row for row in read_ps(body, datetime.now(UTC))}
-    except (msgspec.DecodeError, AttemptFailed):
+    except (*FAILURES, AttemptFailed):
         return None
     return tuple(
         Loaded(
@@ -292,16 +301,18 @@ async def _loaded(transport: Transport) -> tuple[Loaded, ...] | None:
     )
 
 
-def read_show(found: Mapping[str, Any]) -> Shown:
-    """Of an answer of `/api/show`: its `parameters` are text, a line each."""
-    info = found.get("model_info") or {}
+_NUM_CTX = re.compile(r"^[ \t]*num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
+
+
+def read_show(found: About) -> Shown:
+    """Its `parameters` are text, a line each."""
+    info = found.model_info or {}
     trained = info.get(f"{info.get('general.architecture')}.context_length")
-    lines = (line.split() for line in str(found.get("parameters") or "").splitlines())
-    num_ctx = next((words[1] for words in lines if len(words) == 2 and words[0] == "num_ctx"), "")
+    num_ctx = _NUM_CTX.search(found.parameters or "")
     return Shown(
-        capabilities=tuple(str(one) for one in found.get("capabilities") or ()),
+        capabilities=tuple(found.capabilities or ()),
         trained_tokens=trained if isinstance(trained, int) else None,
-        num_ctx=int(num_ctx) if num_ctx.isdigit() else None,
+        num_ctx=int(num_ctx[1]) if num_ctx else None,
     )
 
 
@@ -328,5 +339,5 @@ async def _document(
         return None, refused
     try:
         return msgspec.json.decode(data, type=kind), refused
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, _Refused(0, f"{path} is not the JSON that it should be")
+    except FAILURES:
+        return None, _Refused(refused.status, f"{path} is not the JSON that it should be")

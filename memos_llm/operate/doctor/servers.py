@@ -13,6 +13,7 @@ GROUP = Group("providers")
 FOR_GOOD_S = 30 * 86400.0  # a keep_alive below 0 ends in the year 2319
 SLOW_S = 1.0  # a probe is two or three small GETs
 REFUSED = (401, 403)
+SOMETHING_ELSE = 200
 ROOM_GB = 2.0  # of GPU memory: less is no room for a second server's model
 
 WAYS: Mapping[str, str] = {
@@ -39,6 +40,11 @@ QUIRKS: Mapping[Quirk, tuple[str, str]] = {
 """What a quirk means, and the release that is without it; the codecs make do with each."""
 
 
+def takes_us(one: EndpointFacts) -> bool:
+    """Whether it is up, is what it is said to be, and does not refuse the key, as far as is known."""
+    return one.up and one.models_status not in (*REFUSED, SOMETHING_ELSE)
+
+
 def _each(facts: Facts) -> Iterator[tuple[ProviderFacts, int, EndpointFacts]]:
     for provider in facts.providers:
         for number, one in enumerate(provider.endpoints):
@@ -57,19 +63,22 @@ def up(facts: Facts) -> Iterator[Check]:
 def _up(provider: ProviderFacts, id: str, one: EndpointFacts) -> Check:
     at, ms = f"{provider.name} {one.url}", one.latency_s * 1000
     if not one.up:
-        return GROUP.fail(id, f"{at} is down ({one.detail})", way(provider.kind, one))
+        return GROUP.fail(id, f"{at} is down ({one.detail})", _start(provider.kind, one))
     if one.latency_s > SLOW_S:
         fix = "it is busy, or far: see its queue, and where the gateway is to run"
         return GROUP.warn(id, f"{at} answers, but slowly: {ms:.0f} ms for a probe", fix)
     return GROUP.ok(id, f"{at} answers ({ms:.0f} ms)")
 
 
-def way(kind: str, one: EndpointFacts) -> str:
-    """What to do about a server that is down."""
-    known = next((fix for sign, fix in WAYS.items() if sign in one.detail), "look at its log")
+def _start(kind: str, one: EndpointFacts) -> str:
     start = STARTS.get(kind, "")
     wants_start = start and "refused" in one.detail
-    return f"{known} ({start.format(port=urlsplit(one.url).port)})" if wants_start else known
+    return f"{way(one.detail)} ({start.format(port=urlsplit(one.url).port)})" if wants_start else way(one.detail)
+
+
+def way(detail: str) -> str:
+    """What to do about a server that does not answer, by how it does not."""
+    return next((fix for sign, fix in WAYS.items() if sign in detail), "look at its log")
 
 
 def version(facts: Facts) -> Iterator[Check]:
@@ -108,6 +117,10 @@ def models(facts: Facts) -> Iterator[Check]:
         if not one.up or one.models_status in REFUSED:
             continue
         id, at = f"endpoint.models.{provider.name}.{number}", f"{provider.name} {one.url}"
+        if one.models_status == SOMETHING_ELSE:
+            fix = f"something else listens there: mend the address, or start {provider.kind} there"
+            yield GROUP.fail(id, f"{at} answers, but not as {provider.kind} does: {one.models_fault}", fix)
+            continue
         if one.models is None:
             fix = "look at its log; a proxy in front must let /v1/models (Ollama: /api/tags) through"
             yield GROUP.warn(id, f"{at} does not say what it serves ({one.models_fault})", fix)

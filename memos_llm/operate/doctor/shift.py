@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from memos_llm.core.flags import GLOBAL, PPM, Flags
 from memos_llm.operate.doctor.checks import Check, Group, listed
 from memos_llm.operate.doctor.facts import Facts, ProviderFacts
+from memos_llm.operate.doctor.servers import takes_us
 from memos_llm.operate.orders import percent
 
 GROUP = Group("shift")
@@ -16,7 +17,8 @@ def latched(facts: Facts) -> Iterator[Check]:
     if not held:
         return
     option = "" if GLOBAL in held else f" --component {held[0]}"
-    seen = f"a rollback holds in {listed(held)}: the share is 0 there, and a shift is refused"
+    places = listed(tuple("everything" if name == GLOBAL else name for name in held))
+    seen = f"a rollback holds for {places}: the share is 0 there, and a shift is refused"
     fix = f"mend its cause (`llmctl incidents`), then `llmctl rearm{option}`"
     wanted = bool(facts.wanted_ppm)
     yield GROUP.fail("shift.latched", seen, fix) if wanted else GROUP.warn("shift.latched", seen, fix)
@@ -24,18 +26,23 @@ def latched(facts: Facts) -> Iterator[Check]:
 
 def wanted(facts: Facts) -> Iterator[Check]:
     settings, share_ppm = facts.settings, facts.wanted_ppm
-    if share_ppm is None or settings is None:
+    if share_ppm is None:
+        return
+    if settings is None:
+        why = f"what a share of {percent(share_ppm)} needs was not looked at: there is no configuration to do it by"
+        yield GROUP.skipped("shift.wanted", why, "--config FILE, with one that is right")
         return
     candidate = settings.policy().candidate
     if candidate is None:
         yield GROUP.fail("shift.wanted", "there is no enabled candidate to shift to", "set `candidate`, and enable it")
         return
     provider = facts.provider(candidate)
-    if provider is not None and provider.endpoints and not any(one.up for one in provider.endpoints):
+    if provider is not None and provider.endpoints and not any(map(takes_us, provider.endpoints)):
+        why = "takes us" if any(one.up for one in provider.endpoints) else "is up"
         yield GROUP.fail(
             "shift.wanted",
-            f"{percent(share_ppm)} to {candidate}, of which no endpoint is up: all of it would be diverted",
-            f"start {candidate} first",
+            f"{percent(share_ppm)} to {candidate}, of which no endpoint {why}: none of it would be answered there",
+            f"see providers: {candidate} must be up, take the key, and be what it is said to be",
         )
         return
     now = _share_ppm(facts)
@@ -53,11 +60,11 @@ def way_back(facts: Facts) -> Iterator[Check]:
     baseline = facts.provider(settings.baseline)
     if baseline is None or not baseline.endpoints:
         return
-    if not any(one.up for one in baseline.endpoints):
+    if not any(map(takes_us, baseline.endpoints)):
         yield GROUP.fail(
             "shift.way-back",
-            f"{settings.baseline} is down: there is no way back, and nobody answers for {settings.candidate}",
-            f"start {settings.baseline} first",
+            f"{settings.baseline} is down, or refuses us: no way back, and nobody answers for {settings.candidate}",
+            f"see providers: {settings.baseline} first",
         )
     elif share_ppm >= MUCH_PPM and _goes_cold(facts, baseline):
         yield GROUP.warn(

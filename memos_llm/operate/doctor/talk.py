@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from memos_llm.operate.doctor.checks import Check, Group
 from memos_llm.operate.doctor.facts import DeepFacts, Facts, Talk
 from memos_llm.operate.doctor.models import Pair, pairs
+from memos_llm.operate.doctor.servers import way
 
 GROUP = Group("deep")
 
@@ -17,6 +18,13 @@ def asked(facts: Facts) -> Iterator[Check]:
     if not facts.deep:
         why = "nothing was generated: whether chats, tools and structured output work was not tried"
         yield GROUP.skipped("deep", why, "`llmctl doctor --deep` sends a few short requests to each mapped model")
+    elif facts.settings is None:
+        why = "nothing was generated: there is no configuration that names the servers and models"
+        yield GROUP.skipped("deep", why, "--config FILE, with one that is right")
+    elif not any(pairs(facts)):
+        yield GROUP.skipped(
+            "deep", "nothing was generated: no model is mapped to an enabled candidate", "see configuration"
+        )
 
 
 def chat(facts: Facts) -> Iterator[Check]:
@@ -48,7 +56,7 @@ def chat_fix(talk: Talk) -> str:
         return "the key is refused: set the provider's api_key"
     if talk.status == 404:
         return "the model, or the route, is not there: see the checks of the models"
-    return "look at the server's log"
+    return "look at the server's log" if talk.status else way(talk.fault)
 
 
 def thinking(facts: Facts) -> Iterator[Check]:
