@@ -6,16 +6,18 @@ Texts and names of the errors are pydantic's (2.14, compared by a test). Pure; c
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from memos_llm.emulators.vllm_requests import NO_OBJECT, NO_OBJECT_TEXT, schema_error
 
+T = TypeVar("T")
+
 _TRUE = ("1", "t", "true", "y", "yes", "on")
 _FALSE = ("0", "f", "false", "n", "no", "off")
-_WHOLE = re.compile(r"\s*[+-]?\d+(_\d+)*(\.0+)?\s*", re.ASCII)
-_MOST_DIGITS = 4300
+_WHOLE_OF_TEXT, _NUMBER_OF_TEXT = TypeAdapter(int), TypeAdapter(float)  # vLLM reads them with pydantic: so do we
 _TOO_LONG = ("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")
 _LONG = 2**63
 
@@ -44,11 +46,7 @@ def whole(value: Any) -> int:
         return _whole_of_float(value)
     if not isinstance(value, str):
         raise Unfit("int_type", "Input should be a valid integer")
-    if not _WHOLE.fullmatch(value):
-        raise Unfit("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
-    if len(value) > _MOST_DIGITS:
-        raise Unfit(*_TOO_LONG)
-    return int(value.strip().split(".")[0])
+    return _parsed(_WHOLE_OF_TEXT, value)
 
 
 def _whole_of_float(value: float) -> int:
@@ -68,7 +66,7 @@ def number(value: Any) -> float:
         Unfit: it is none.
     """
     if isinstance(value, str):
-        return _number_of_text(value)
+        return _parsed(_NUMBER_OF_TEXT, value)
     if not isinstance(value, int | float):
         raise Unfit("float_type", "Input should be a valid number")
     try:
@@ -77,16 +75,12 @@ def number(value: Any) -> float:
         raise Unfit("float_type", "Input should be a valid number") from reason
 
 
-def _number_of_text(given: str) -> float:
-    """Blanks around it are nothing, and digits may be grouped; pydantic takes one or the other."""
-    text = given.strip()
-    grouped = text.startswith("_") or text.endswith("_") or "__" in text or ("_" in text and text != given)
+def _parsed(read: TypeAdapter[T], text: str) -> T:
     try:
-        if not grouped and text.isascii():
-            return float(text.replace("_", ""))
-    except ValueError:
-        pass  # said below
-    raise Unfit("float_parsing", "Input should be a valid number, unable to parse string as a number")
+        return read.validate_python(text)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        raise Unfit(found["type"], found["msg"]) from None
 
 
 def flag(value: Any) -> bool:

@@ -322,7 +322,7 @@ async def test_the_file_reads_back_and_holds_no_prompt(both: Pair, ending: str) 
 
 async def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     """The first level is quick; at the second Ollama is silent until the user has enough."""
-    async with pair(tmp_path) as servers:
+    async with pair(tmp_path, vllm={"ttft_s": 1.0}) as servers:  # long enough to tell Ollama meanwhile
         file = tmp_path / "o.json"
         async with started(servers, "--concurrency", "1,3", "--runs", "1", "-o", str(file)) as process:
             await until(lambda: len(asked(servers.vllm)) == 1, 30)
