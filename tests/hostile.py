@@ -90,6 +90,7 @@ HONEST: Mapping[tuple[str, bool], Honest] = {
     ("/api/chat", False): Honest("application/json", b"", b"", record("hello", **LAST)),
     ("/v1/embeddings", False): Honest("application/json", b"", b"", json.dumps(VECTORS).encode()),
     ("/api/embed", False): Honest("application/json", b"", b"", b'{"model":"m","embeddings":[[0.6,0.8],[0.6,0.8]]}'),
+    ("/api/embeddings", False): Honest("application/json", b"", b"", b'{"embedding":[0.6,0.8]}'),
 }
 
 
@@ -308,12 +309,13 @@ DOCUMENTS: Mapping[str, bytes] = {
 class HostileServer:
     """`attack` is what it does to the next inference; `on` has other scripts for the paths of its documents.
 
-    `served` counts inferences, `accepted` connections, `open` those that are still there; `targets` lists every path.
+    `served` counts inferences, `accepted` connections, `open` those that are still there, `flooded` the bytes of
+    floods that went out; `targets` lists every path.
     """
 
     def __init__(self, attack: Attack = ATTACKS["none"], on: Mapping[str, Script] | None = None) -> None:
         self.attack, self.on = attack, dict(on or {})
-        self.served = self.accepted = self.open = 0
+        self.served = self.accepted = self.open = self.flooded = 0
         self.targets: list[str] = []
         self.url = ""
         self._writers: set[asyncio.StreamWriter] = set()
@@ -362,6 +364,7 @@ class HostileServer:
         while script.floods:
             writer.write(script.floods)
             await writer.drain()
+            self.flooded += len(script.floods)
         await writer.drain()
         if script.later:
             self._later.append((writer, script.later))

@@ -12,6 +12,7 @@ from msgspec import Struct
 from memos_llm.core.call import Call, Frame, Target, WireRequest
 from memos_llm.core.commands import Actor, Audit, Command, Incident
 from memos_llm.core.decision import Decision, Offer
+from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import ProbeEnded
 from memos_llm.core.flags import Flags
 from memos_llm.core.inventory import Recorded, Sighting
@@ -185,6 +186,11 @@ class Decoder(Protocol):
     `eof` comes once for every request that the codec made of the call; the last one ends the answer. A non-streaming
     answer is one frame, delivered by `eof` (CONTENT | FINISH | END, USAGE if reported).
     """
+
+    @property
+    def failure(self) -> AttemptFailed | None:
+        """What came after the last frames and is no answer: the next call raises it, nothing need be read for it."""
+        ...
 
     def feed(self, chunk: bytes) -> Sequence[Frame]:
         """Raises:

@@ -28,7 +28,9 @@ class Event(NamedTuple):
 
 
 class Framer(Protocol):
-    """Sans-IO, one per stream."""
+    """Sans-IO, one per stream. `failure`: what the next call raises."""
+
+    failure: AttemptFailed | None
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Raises:
@@ -52,11 +54,11 @@ class _Buffered:
         self._buffer = bytearray()
         self._cap = max_event_bytes
         self._carriage = False  # whether a \r was ever seen: without one, an event's end is found faster
-        self._failure: AttemptFailed | None = None
+        self.failure: AttemptFailed | None = None
 
     def feed(self, chunk: bytes) -> list[Event]:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         seen = len(self._buffer)
         self._buffer += chunk
         self._carriage = self._carriage or b"\r" in chunk
@@ -65,8 +67,8 @@ class _Buffered:
         return events if fits else self._checked(events)
 
     def close(self) -> list[Event]:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         rest, self._buffer = bytes(self._buffer), bytearray()
         return [self._event(rest)] if rest else []
 
@@ -84,10 +86,10 @@ class _Buffered:
     def _checked(self, events: list[Event]) -> list[Event]:
         fit = next((i for i, event in enumerate(events) if len(event.raw) > self._cap), len(events))
         if fit < len(events) or len(self._buffer) > self._cap:
-            self._failure = AttemptFailed(OVERSIZE)
+            self.failure = AttemptFailed(OVERSIZE)
             self._buffer = bytearray()
             if fit == 0:
-                raise self._failure
+                raise self.failure
         return events[:fit]
 
     def _run(self) -> int:
@@ -105,7 +107,7 @@ class SseFramer(_Buffered):
     """Server-sent events (WHATWG HTML, 9.2): any line end, comments, multi-line data; other fields are ignored."""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        if not self._buffer and _is_one_event(chunk, self._cap) and self._failure is None:
+        if not self._buffer and _is_one_event(chunk, self._cap) and self.failure is None:
             return [Event(chunk, chunk[6:-2])]
         return super().feed(chunk)
 
@@ -145,7 +147,7 @@ class NdjsonFramer(_Buffered):
     """One JSON document a line."""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        if not self._buffer and self._failure is None and 0 <= chunk.find(b"\n") == len(chunk) - 1 < self._cap:
+        if not self._buffer and self.failure is None and 0 <= chunk.find(b"\n") == len(chunk) - 1 < self._cap:
             return [self._event(chunk)]
         return super().feed(chunk)
 

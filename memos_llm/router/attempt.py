@@ -171,7 +171,11 @@ class Attempt:
             return ()
 
     def _read(self) -> Awaitable[bytes]:
+        """Waits for nothing where the answer is known to have broken."""
         assert self._reply is not None
+        assert self._decoder is not None
+        if (failure := self._decoder.failure) is not None:
+            raise failure
         return self._reply.read() if not self._to_come else self._read_on()
 
     async def _read_on(self) -> bytes:

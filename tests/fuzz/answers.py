@@ -23,10 +23,10 @@ def events(rng: random.Random, wire: str, mark: str = "", model: str = "served/m
     return _chunks(rng, words, model, chat=wire == "openai.chat")
 
 
-def whole(rng: random.Random, wire: str, mark: str = "", model: str = "served/m") -> Document:
-    """A non-streaming answer."""
+def whole(rng: random.Random, wire: str, mark: str = "", model: str = "served/m", inputs: int = 1) -> Document:
+    """A non-streaming answer; `inputs` is how many texts were to be embedded."""
     if wire in ("ollama.embed", "ollama.embeddings", "openai.embeddings"):
-        return _vectors(rng, wire, mark, model)
+        return _vectors(rng, wire, mark, model, inputs)
     text = mark + "".join(rng.choice(WORDS) for _ in range(rng.randint(0, 4)))
     if wire.startswith("ollama"):
         return _record(rng, text, model, chat=wire == "ollama.chat", done=True)
@@ -130,12 +130,13 @@ def _usage() -> Document:
     return {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
-def _vectors(rng: random.Random, wire: str, mark: str, model: str) -> Document:
-    """Of one input. A vector has no text to hold the mark, so that its first number does."""
+def _vectors(rng: random.Random, wire: str, mark: str, model: str, inputs: int) -> Document:
+    """One for each input. A vector has no text to hold the mark, so that its first number does."""
     vector = [float(int("0" + "".join(filter(str.isdigit, mark))) % 997 + 1), 2.0, rng.random()]
     if wire == "ollama.embed":
-        return {"model": model, "embeddings": [vector], "total_duration": 9, "load_duration": 2, "prompt_eval_count": 1}
+        times = {"total_duration": 9, "load_duration": 2, "prompt_eval_count": 1}
+        return {"model": model, "embeddings": [vector] * inputs, **times}
     if wire == "ollama.embeddings":
         return {"embedding": vector}
-    data = [{"object": "embedding", "index": 0, "embedding": vector}]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(inputs)]
     return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 1, "total_tokens": 1}}

@@ -95,6 +95,8 @@ class Backend:
         asked = json.loads(body)
         given = asked.get("stream")
         stream = wire in ("ollama.chat", "ollama.generate") if given is None else given is True
+        texts = asked.get("input")
+        inputs = len(texts) if isinstance(texts, list) and texts else 1
         found = MARK.search(body)
         if found is None:
             return plain(valid(random.Random(0), wire, "loaded", stream=False))
@@ -102,9 +104,9 @@ class Backend:
         if mark not in self.scripts:
             rng = random.Random(f"{self._seed}:{mark}:answer")
             if mark.endswith("h"):
-                said = script(rng, wire, mark, stream=stream)
+                said = script(rng, wire, mark, stream=stream, inputs=inputs)
             else:
-                said = plain(valid(rng, wire, mark, stream=stream))
+                said = plain(valid(rng, wire, mark, stream=stream, inputs=inputs))
             self.scripts[mark] = said
         self.played[mark] = self.scripts[mark]
         return self.scripts[mark]

@@ -61,9 +61,10 @@ def chunks(body: bytes, size: int = 50) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def valid(rng: random.Random, wire: str, mark: str, *, stream: bool) -> Answer:
+def valid(rng: random.Random, wire: str, mark: str, *, stream: bool, inputs: int = 1) -> Answer:
     """The answer to a request on a back end's wire."""
-    found: list[answers.Event] = answers.events(rng, wire, mark) if stream else [answers.whole(rng, wire, mark)]
+    whole = {} if stream else answers.whole(rng, wire, mark, inputs=inputs)
+    found: list[answers.Event] = answers.events(rng, wire, mark) if stream else [whole]
     if stream:
         body = b"".join(answers.written(wire, found))
         kind = "application/x-ndjson" if wire.startswith("ollama") else "text/event-stream; charset=utf-8"
@@ -73,10 +74,10 @@ def valid(rng: random.Random, wire: str, mark: str, *, stream: bool) -> Answer:
     return Answer(wire=wire, stream=stream, body=body, found=found, headers=(("Content-Type", kind),), chunked=chunked)
 
 
-def script(rng: random.Random, wire: str, mark: str, *, stream: bool) -> Script:
+def script(rng: random.Random, wire: str, mark: str, *, stream: bool, inputs: int = 1) -> Script:
     """A spoilt answer."""
     name = rng.choice(sorted(FAULTS))
-    return replace(FAULTS[name](rng, valid(rng, wire, mark, stream=stream)), fault=name)
+    return replace(FAULTS[name](rng, valid(rng, wire, mark, stream=stream, inputs=inputs)), fault=name)
 
 
 def plain(answer: Answer) -> Script:

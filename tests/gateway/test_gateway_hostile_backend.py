@@ -87,12 +87,14 @@ class Site(NamedTuple):
 
 
 @asynccontextmanager
-async def open_alone(folder: Path, on: Mapping[str, Script] | None = None) -> AsyncIterator[Site]:
+async def open_alone(
+    folder: Path, on: Mapping[str, Script] | None = None, patience: Mapping[str, float] = PATIENCE
+) -> AsyncIterator[Site]:
     """The hostile one is the only back end, an Ollama by its documents."""
     async with hostile(on=on) as server:
         config = document(server.url, server.url, folder, models={MODEL: {}, EMBEDDER: {}})
         config["providers"] = {"ollama": config["providers"]["ollama"]}
-        config["providers"]["ollama"] |= {"own_loads": False, "timeouts": PATIENCE}
+        config["providers"]["ollama"] |= {"own_loads": False, "timeouts": dict(patience)}
         del config["candidate"]
         async with (
             open_gateway(settings(folder, config)) as (runtime, told, url),
@@ -102,11 +104,11 @@ async def open_alone(folder: Path, on: Mapping[str, Script] | None = None) -> As
 
 
 @asynccontextmanager
-async def open_site(folder: Path) -> AsyncIterator[Site]:
+async def open_site(folder: Path, patience: Mapping[str, float] = PATIENCE) -> AsyncIterator[Site]:
     """The hostile one is the candidate, at share 1, of a healthy Ollama."""
     async with OllamaEmulator(port=0, models=[MODEL, EMBEDDER]) as ollama, hostile() as server:
         config = document(ollama.url, server.url, folder, models={MODEL: {"vllm": SERVED}, EMBEDDER: {"vllm": VECTORS}})
-        config["providers"]["vllm"]["timeouts"] = PATIENCE
+        config["providers"]["vllm"]["timeouts"] = dict(patience)
         async with (
             open_gateway(settings(folder, config)) as (runtime, told, url),
             httpx.AsyncClient(base_url=url, timeout=20.0) as client,
@@ -163,9 +165,9 @@ async def test_a_stream_that_a_hostile_candidate_breaks_says_so(attack: str, tmp
         await site.settled()
 
 
-def check_broken(name: str, response: httpx.Response) -> None:
+def check_broken(name: str, response: httpx.Response, provider: str = "vllm") -> None:
     """It began, and its last event is an error of its dialect; nowhere does it say that it came to its end."""
-    assert (response.status_code, response.headers["x-memos-provider"]) == (200, "vllm"), name
+    assert (response.status_code, response.headers["x-memos-provider"]) == (200, provider), name
     lines = [line for line in response.text.splitlines() if line]
     error = json.loads(lines[-1].removeprefix("data: "))["error"]
     assert isinstance(error, dict if name.startswith("openai") else str), name
@@ -173,6 +175,42 @@ def check_broken(name: str, response: httpx.Response) -> None:
     assert "[DONE]" not in response.text
     assert '"done":true' not in response.text
     check_clean(response)
+
+
+SLOW = {"ttft_s": 60, "idle_s": 60, "answer_s": 60, "connect_s": 1}  # of which nobody waits a tenth
+GARBAGE = {"no JSON": b"{nope}", "an error": b'{"error":{"message":"no","code":500}}', "nested": nested(10_000)}
+
+
+def garbled(honest: Honest, said: bytes, garbage: bytes) -> Script:
+    """Something and what breaks it in one piece, then nothing more."""
+    line = b"data: " + garbage + b"\n\n" if "event" in honest.media else garbage + b"\n"
+    return Script(begun(honest, said + line), ends="hangs")
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_who_breaks_a_stream_and_hangs_is_not_waited_for(garbage: str, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    async with open_site(tmp_path, SLOW) as site, open_alone(tmp_path / "alone", patience=SLOW) as alone:
+        for one, provider in ((site, "vllm"), (alone, "ollama")):
+            one.server.attack = lambda h: garbled(h, h.preamble + h.content, GARBAGE[garbage])
+            async with asyncio.timeout(5):
+                answers = await one.ask_all(STREAMS)
+            for name, response in answers.items():
+                check_broken(name, response, provider)
+                (only,) = await one.ended(response)
+                assert only.outcome.kind.value == ("server" if garbage == "an error" else "malformed"), name
+            await one.settled()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_who_breaks_an_answer_before_it_begins_and_hangs_is_not_waited_for(garbage: str, tmp_path: Path) -> None:
+    async with open_site(tmp_path, SLOW) as site:
+        site.server.attack = lambda h: garbled(h, h.preamble, GARBAGE[garbage])
+        async with asyncio.timeout(5):
+            answers = await site.ask_all(STREAMS)
+        for name, response in answers.items():
+            check_whole(name, response, "ollama")
+        await site.settled()
 
 
 @pytest.mark.parametrize("attack", HARMLESS)

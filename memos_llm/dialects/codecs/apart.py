@@ -34,6 +34,10 @@ class Together:
         self._at = 0
         self._current = self._next()
 
+    @property
+    def failure(self) -> AttemptFailed | None:
+        return self._current.failure
+
     def feed(self, chunk: bytes) -> Sequence[Frame]:
         return self._current.feed(chunk)
 

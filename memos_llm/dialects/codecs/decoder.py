@@ -1,7 +1,7 @@
 """The two drivers behind every `Decoder`: for a stream, and for a whole answer.
 
 A `Reader` knows one wire; the drivers know when its findings may leave. What came before a failure is delivered first:
-the failure waits for the next call.
+the failure waits for the next call, and is known before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,9 +49,13 @@ class StreamDecoder:
     def __init__(self, framer: Framer, reader: Reader) -> None:
         self._framer = framer
         self._reader = reader
-        self._failure: AttemptFailed | None = None
+        self._failure: AttemptFailed | None = None  # of the reader's
         self._preamble: int | None = 0  # bytes of it, whether they make a frame or not; None once it is over
         self._ended = False
+
+    @property
+    def failure(self) -> AttemptFailed | None:
+        return self._failure or self._framer.failure
 
     def feed(self, chunk: bytes) -> Sequence[Frame]:
         if self._failure is not None:
@@ -102,6 +106,8 @@ def _still_preamble(so_far: int, event: Event, frame: Frame | None) -> int | Non
 
 class WholeDecoder:
     """A non-streaming answer: gathered, then read at once."""
+
+    failure: AttemptFailed | None = None
 
     def __init__(self, read: Callable[[bytes], Frame], max_bytes: int = MAX_ANSWER_BYTES) -> None:
         self._read = read

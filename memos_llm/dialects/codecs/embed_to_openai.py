@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from memos_llm.core.call import Call, Feature, Frame, Target, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.core.ports import Clock, Decoder
-from memos_llm.dialects.codecs import vectors
+from memos_llm.dialects.codecs import vectors, vectors_found
 from memos_llm.dialects.codecs.decoder import USAGE, WHOLE, WholeDecoder, counted, failed, malformed
 from memos_llm.dialects.codecs.ollama_options import read_option, within_context
 from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
@@ -110,17 +110,12 @@ RULES: Mapping[Wire, dict[str, Rule]] = {Wire.OLLAMA_EMBED: EMBED, Wire.OLLAMA_E
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-class _Item(Struct):
-    embedding: list[float]
-    index: int
-
-
 class _Usage(Struct):
     prompt_tokens: float | None = None
 
 
 class _Document(Struct):
-    data: list[_Item] | None = None
+    data: Raw = vectors_found.ABSENT
     usage: _Usage | None = None
     error: Any = None
 
@@ -132,7 +127,7 @@ class _Embedded(Struct, omit_defaults=True):
     """As Ollama writes it: keys in its order, zeros left out."""
 
     model: str
-    embeddings: list[list[float]]
+    embeddings: list[Raw]
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
@@ -152,23 +147,32 @@ class _Answer:
             raise malformed("not-json") from error
         if document.error is not None:
             raise failed(document.error, "error-body")
-        found = self._vectors(document.data or [])
+        found = self._vectors(document.data)
         usage = counted(document.usage.prompt_tokens, None) if document.usage else None
         return Frame(self._written(found, usage.input_tokens if usage else 0), WHOLE | (USAGE if usage else 0), usage)
 
-    def _vectors(self, items: list[_Item]) -> list[list[float]]:
-        """In the order of the inputs, one for each."""
-        items = sorted(items, key=lambda item: item.index)
-        if [item.index for item in items] != list(range(_asked(self._call))):
-            raise malformed("no-vectors")
-        return [item.embedding for item in items]
+    def _vectors(self, data: Raw) -> list[Raw]:
+        """In the order of the inputs, one for each, as the caller's wire has them; one at a time is decoded."""
+        count = vectors_found.asked(self._call)
+        items = vectors_found.items(data, count)
+        shown, lengths = [], []
+        for at in vectors_found.order(items, count):
+            vector = vectors_found.numbers(items[at].embedding)
+            lengths.append(len(vector))
+            shown.append(Raw(go_json(self._shaped(vector))))
+        vectors_found.of_one_length(lengths)
+        return shown
 
-    def _written(self, found: list[list[float]], tokens: int) -> bytes:
+    def _shaped(self, vector: list[float]) -> list[float]:
+        if self._call.wire is Wire.OLLAMA_EMBEDDINGS:
+            return vector
+        return vectors.normalised(vectors.cut(vector, self._dimensions))
+
+    def _written(self, found: list[Raw], tokens: int) -> bytes:
         if self._call.wire is Wire.OLLAMA_EMBEDDINGS:
             return go_json({"embedding": found[0]})
         took_ns = max(1, round((self._clock() - self._call.accepted_at) * _NS))
-        shown = [vectors.normalised(vectors.cut(vector, self._dimensions)) for vector in found]
-        return go_json(_Embedded(self._call.model, shown, took_ns, 1, tokens))  # it loads nothing; the key is expected
+        return go_json(_Embedded(self._call.model, found, took_ns, 1, tokens))  # it loads nothing; the key is expected
 
 
 def _wanted(call: Call) -> int:
@@ -176,10 +180,3 @@ def _wanted(call: Call) -> int:
         return decode_optional(call.head["dimensions"], int) or 0 if "dimensions" in call.head else 0
     except ValueError:
         return 0  # refused when the request was written
-
-
-def _asked(call: Call) -> int:
-    raw = call.head.get("input", msgspec.Raw(b""))
-    if call.wire is Wire.OLLAMA_EMBEDDINGS or not bytes(raw).startswith(b"["):
-        return 1
-    return len(decode_as(raw, list[str]))

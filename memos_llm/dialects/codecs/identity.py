@@ -83,7 +83,7 @@ def _openai_decoder(call: Call, target: Target) -> Decoder:
 
 def _vectors_reader(call: Call, target: Target) -> EmbeddingsReader:
     cuts = call.wire is Wire.OPENAI_EMBEDDINGS and CUT in target.settings.repairs
-    return EmbeddingsReader(call.model, dimensions=(wanted_dimensions(call.head) or 0) if cuts else 0)
+    return EmbeddingsReader(call, dimensions=(wanted_dimensions(call.head) or 0) if cuts else 0)
 
 
 def _rename(head: Head, call: Call, target: Target) -> bool:

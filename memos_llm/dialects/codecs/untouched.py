@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from memos_llm.core.call import Call, Frame, Target, WireRequest
 from memos_llm.core.decision import Offer
+from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.ports import Decoder
 from memos_llm.dialects.codecs.decoder import CONTENT, END, FINISH
 
@@ -19,6 +20,8 @@ class Untouched:
 
 
 class _Bytes:
+    failure: AttemptFailed | None = None
+
     def feed(self, chunk: bytes) -> Sequence[Frame]:
         return (Frame(chunk, CONTENT),)
 
