@@ -189,6 +189,7 @@ async def open_site(folder: Path, sufferers: Sequence[str] = ("vllm",)) -> Async
                 baseline=EMBEDDER, candidate=SERVED_EMBEDDER, dimension=1024, cosine_min=1.0, texts=9, at=0.0
             )
             await runtime.live.submit(Verify(provider="vllm", model=EMBEDDER, proof=proof), ME)
+            await runtime.transports["vllm"].probe()  # as `serve` does first: vLLM's context lengths are known then
             yield Site(Stack(ollama, texts, runtime, told, url), vectors, client)
 
 
