@@ -229,7 +229,7 @@ async def _opened(origin: Origin, tls: ssl.SSLContext | None, make: Callable[[],
     try:
         name = origin.host if tls else None
         _, connection = await loop.create_connection(make, sock=wire, ssl=tls, server_hostname=name)  # type: ignore[type-var]  # ours are protocols
-    except BaseException:
+    except BaseException:  # raised again: nobody else knows of the socket yet
         wire.close()
         raise
     return connection

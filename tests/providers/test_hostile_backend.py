@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from hostile import ATTACKS, BEFORE, HARMLESS, HostileServer, Script, hostile, sized
@@ -243,40 +240,6 @@ async def test_a_client_belongs_to_its_loop_alone_and_another_works_in_the_next(
 
         answers = [await asyncio.to_thread(elsewhere) for _ in range(2)]
         assert answers[0] == answers[1] != b""
-
-
-def made_certificate(folder: Path) -> tuple[Path, Path]:
-    """A key and a certificate for `localhost`."""
-    key, certificate = folder / "key.pem", folder / "cert.pem"
-    what = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    command = ["openssl", *what.split(), "-addext", "subjectAltName=DNS:localhost"]
-    try:
-        subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("there is no openssl to make a certificate with")
-    return key, certificate
-
-
-async def test_over_tls_a_connection_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, certificate = made_certificate(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    server = HostileServer()
-    listener = await asyncio.start_server(server.play, "127.0.0.1", 0, ssl=context)
-    client, port = Http1Client(), listener.sockets[0].getsockname()[1]
-    try:
-        for _ in range(5):
-            assert await read_all(await ask(client, f"https://localhost:{port}"))
-        assert (server.accepted, server.served) == (1, 5)
-        with pytest.raises(AttemptFailed) as caught:
-            await ask(client, f"https://127.0.0.1:{port}")  # another name than the certificate's
-        assert caught.value.outcome == Outcome(kind=Kind.CONNECT, code="tls")
-    finally:
-        await client.aclose()
-        listener.close()
-        while server.open:
-            await asyncio.sleep(0.001)
 
 
 async def test_a_server_that_takes_nothing_keeps_nobody_longer_than_he_waits(client: Http1Client) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,11 +15,18 @@ from memos_llm.providers.http1 import Http1Client
 TLS = Path(__file__).parent / "tls"
 
 
+class Server(NamedTuple):
+    port: int
+    accepted: list[asyncio.StreamWriter]
+
+
 @pytest.fixture
-async def port() -> AsyncIterator[int]:
-    """A server that answers every request on a connection with its body."""
+async def server() -> AsyncIterator[Server]:
+    """It answers every request on a connection with its body."""
+    accepted: list[asyncio.StreamWriter] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -33,10 +41,10 @@ async def port() -> AsyncIterator[int]:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
-    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=context)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
+    listener = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=context)
+    yield Server(listener.sockets[0].getsockname()[1], accepted)
+    listener.close()
+    await listener.wait_closed()
 
 
 async def posted(client: Http1Client, url: str, body: bytes) -> bytes:
@@ -49,27 +57,28 @@ async def posted(client: Http1Client, url: str, body: bytes) -> bytes:
 
 
 async def test_a_trusted_server_is_asked_and_its_connection_used_again(
-    port: int, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
     client = Http1Client()
     try:
         for body in (b"hello", b"x" * 300_000, b"again"):
-            assert await posted(client, f"https://localhost:{port}/v1/chat/completions", body) == body
+            assert await posted(client, f"https://localhost:{server.port}/v1/chat/completions", body) == body
+        assert len(server.accepted) == 1
     finally:
         await client.aclose()
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 async def test_a_server_that_is_not_trusted_or_has_another_name_is_not_asked(
-    host: str, port: int, monkeypatch: pytest.MonkeyPatch
+    host: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if host != "localhost":  # trusted, but the certificate is another's
         monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
     client = Http1Client()
     try:
         with pytest.raises(AttemptFailed) as failed:
-            await posted(client, f"https://{host}:{port}/", b"secret")
+            await posted(client, f"https://{host}:{server.port}/", b"secret")
         assert failed.value.outcome == Outcome(kind=Kind.CONNECT, code="tls")
     finally:
         await client.aclose()
