@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import importlib.util
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ HTTP_LIBRARIES = ("httpx", "httpx2")  # openai takes the second where it is inst
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose client libraries keep sockets for themselves come last: no other file is blamed for those."""
     items.sort(key=lambda item: any("swept" in mark.args for mark in item.iter_markers("usefixtures")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What was captured may quote a hostile lone surrogate, which pytest-xdist cannot carry to where it is shown."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
