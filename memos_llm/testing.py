@@ -133,6 +133,15 @@ class FakeTransport:
     def offer(self, model: str) -> Offer:
         return Offer(wires=self._wires, features=self._features, refused=self.refused)
 
+    async def acquaint(self, model: str) -> Offer:
+        return self.offer(model)
+
+    def serving(self, model: str) -> Sequence[str]:
+        return (self.endpoint,)
+
+    def content_at(self, endpoint: str) -> float:
+        return float("-inf")
+
     def pick(self, model: str, key: bytes = b"") -> str:
         if self.shut:
             raise AttemptFailed(Outcome(kind=Kind.SATURATED, code=BREAKER_OPEN))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_server import RedisServer, redis_server
 from stack import Stack, open_stack
 
 HTTP_LIBRARIES = ("httpx", "httpx2")  # openai takes the second where it is installed
@@ -35,6 +36,13 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     async with open_stack(tmp_path) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """One for all tests that need no more than a prefix of their own."""
+    with redis_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -390,6 +390,8 @@ class TestSecrets:
             f"gateway: {{api_keys: [{{id: a, sha256: {CANARY}, scopes: [read]}}]}}",
             f"store: {CANARY}",
             f"rollback: {{webhooks: [{{url: {CANARY}}}]}}",
+            f"rollback: {{webhooks: [{{url: 'https://hooks.example.com:{CANARY}/'}}]}}",
+            f"rollback: {{webhooks: [{{url: 'https:///{CANARY}'}}]}}",
             f"providers: {{ollama: {{api_key: {CANARY}: x}}}}",
         ],
     )
@@ -431,6 +433,7 @@ def test_every_setting_is_described() -> None:
     keys = [setting.key for setting in told]
     assert len(keys) == len(set(keys))
     assert {"baseline", "providers.<provider>.endpoints[].url", "models.<model>.<provider>.thinking"} <= set(keys)
+    assert {"rollback.components.<component>.latency_p95_ms", "rollback.models.<model>.error_rate"} <= set(keys)
     assert {"shadow.gates.<metric>.margin", "gateway.api_keys[].scopes", "rollback.webhooks[].url"} <= set(keys)
 
 
@@ -442,7 +445,6 @@ def test_components_are_all_that_the_configuration_names() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("rollback: {error_rate: 0.1}", "rollback"),
         ("shadow: {enabled: true}", "shadow"),
     ],
 )
@@ -452,5 +454,5 @@ def test_what_is_not_in_force_yet_is_said(text: str, key: str) -> None:
 
 
 def test_nothing_is_said_of_what_nobody_asked_for() -> None:
-    assert pending(parse(b"rollback: {enabled: false}", {})) == ()
+    assert pending(parse(b"rollback: {error_rate: 0.1}", {})) == ()
     assert pending(load(SHIPPED, {})) == ()

@@ -135,6 +135,20 @@ def _rules(root: schema.Root) -> Problems:
             yield ("routing", "component_rules", str(index)), "must say model, operation, or both"
 
 
+def _guarded(root: schema.Root) -> Problems:
+    """Limits of what does not exist would never be looked at."""
+    fallbacks = (name for entry in root.models.values() for name in entry.fallbacks)
+    models = tuple(dict.fromkeys((*root.models, *fallbacks)))
+    for kind, given, known in (
+        ("providers", root.rollback.providers, tuple(root.providers)),
+        ("models", root.rollback.models, models),
+    ):
+        for name in given:
+            if name not in known:
+                what = "provider" if kind == "providers" else "model"
+                yield ("rollback", kind, name), f"{name!r} is not a configured {what}; {nearest(name, known)}"
+
+
 def _models(root: schema.Root) -> Problems:
     choices = [*schema.Model.model_fields, *root.providers]
     for model, entry in root.models.items():
@@ -176,6 +190,7 @@ CHECKS = (
     _roles,
     _baseline_enabled,
     _pins,
+    _guarded,
     _rules,
     _models,
     _key_ids,

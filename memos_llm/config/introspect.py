@@ -14,6 +14,8 @@ PLACEHOLDERS = {"providers": "<provider>", "models": "<model>", "components": "<
 
 DERIVED = frozenset({"providers", "providers.<provider>.kind", "baseline"})  # filled in before the schema sees them
 
+FILLED_UP = (schema.Limits,)  # of what these leave out something else is in force than the schema's default
+
 
 class Setting(NamedTuple):
     """One setting: its dotted key (`providers.<provider>.base_url`), whether it must be given, its default."""
@@ -34,7 +36,7 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
     for name, field in section.model_fields.items():
         key = prefix + name
         inner = model_of(field.annotation)
-        default = None if field.is_required() else field.default
+        default = None if field.is_required() or section in FILLED_UP else field.default
         required = field.is_required() and key not in DERIVED
         yield Setting(key, required, None if inner else _plain(default), field.description or "")
         if inner is not None:

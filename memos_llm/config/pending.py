@@ -1,6 +1,6 @@
 """Settings that are accepted, so that files stay valid, but that this version does not act on yet.
 
-Said by `serve` and `config check`: nobody must believe in a rollback that will not come.
+Said by `serve` and `config check`: nobody must believe in a comparison that is not made.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,10 +17,6 @@ class Pending(NamedTuple):
 
 
 PENDING: Mapping[str, Pending] = {
-    "rollback": Pending(
-        lambda root: "rollback" in root.model_fields_set and root.rollback.enabled,
-        "nothing rolls back by itself; watch /metrics and use `llmctl rollback`",
-    ),
     "shadow": Pending(lambda root: root.shadow.enabled, "nothing is mirrored or compared"),
 }
 

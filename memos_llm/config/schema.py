@@ -4,6 +4,7 @@ Shapes only: what must hold between settings is in `checks`, what follows from t
 """
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
@@ -25,8 +26,9 @@ from memos_llm.config.values import (
     Whole,
 )
 from memos_llm.core.call import Operation, Thinking
+from memos_llm.core.policy import Signal
 
-STORES = ("sqlite", "redis", "rediss", "memory")
+STORES = ("sqlite", "redis", "rediss", "unix", "memory")
 DEFAULT_STORE = "sqlite:///~/.local/state/memos_llm/memos_llm.db"
 SCOPES = Literal["inference", "metrics", "read", "operate", "admin"]
 GATES = Literal[
@@ -63,8 +65,28 @@ def _masked_address(secret: SecretStr) -> str:
 
 
 def _webhook(value: Any) -> Any:
-    if not str(value).startswith(("http://", "https://")):
+    """Its path and query are its own affair, and often its password: no message repeats any of it."""
+    try:
+        parts = urlsplit(str(value).strip())
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket that is not closed
+        raise ValueError("is not a URL such as https://hooks.example.com/…") from None
+    if parts.scheme not in ("http", "https"):
         raise ValueError("must begin with http:// or https://")
+    if not usable:
+        raise ValueError("names no host")
+    return str(value).strip()
+
+
+def _part(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError("must be above 0 and below 1; null switches the trigger off")
+    return value
+
+
+def _confidence(value: float) -> float:
+    if value == 1:
+        raise ValueError("nothing is ever certain: below 1, such as 0.999; null for a limit switches its trigger off")
     return value
 
 
@@ -97,6 +119,8 @@ def _empty(value: Any) -> Any:
 Address = Annotated[str, AfterValidator(_address)]
 Store = Annotated[SecretStr, BeforeValidator(_store), PlainSerializer(_masked_store)]
 WebhookAddress = Annotated[SecretStr, BeforeValidator(_webhook), PlainSerializer(_masked_address)]
+Part = Annotated[Fraction, AfterValidator(_part)]
+Confidence = Annotated[Fraction, AfterValidator(_confidence)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Hosts = Annotated[Names, AfterValidator(lambda hosts: tuple(_host(host) for host in hosts))]
 Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
@@ -215,21 +239,40 @@ class Webhook(Section):
     secret: Secret = Field(default=SecretStr(""), description="signs it (HMAC-SHA256)")
 
 
-class RollbackRules(Section):
-    """When the split is taken back by itself. null switches a trigger off."""
+class Limits(Section):
+    """What requests are held to. What an override leaves out comes from `rollback` itself."""
 
-    enabled: bool = Field(default=True, description="false switches all of them off")
-    error_rate: Fraction | None = Field(default=0.05, description="the part of requests that may fail")
-    latency_p95_ms: Milliseconds | None = Field(default=5000, description="95 of 100 requests must be faster")
-    latency_signal: Literal["e2e", "ttft", "tpot"] = Field(default="e2e", description="which latency that is")
-    window_s: Seconds = Field(default=300, description="the time looked back over")
+    error_rate: Part | None = Field(default=0.05, description="the part of requests that may fail; null: any")
+    latency_p95_ms: Milliseconds | None = Field(
+        default=5000, description="95 of 100 requests must be faster; null: any"
+    )
+    latency_signal: Signal = Field(
+        default=Signal.E2E, description="which latency that is: e2e, or (streams only) ttft, tpot"
+    )
+    window_s: Annotated[Integer, Field(gt=0, le=86_400)] = Field(
+        default=300, description="the time looked back over, in whole seconds; 86400 at most"
+    )
     min_requests: Whole = Field(default=50, description="fewer give no verdict")
-    confidence: Fraction = Field(default=0.999, description="how sure a verdict must be; 0: the plain threshold")
-    consecutive_timeouts: Whole | None = Field(default=3, description="time-outs in a row")
-    health_failures: Whole | None = Field(default=3, description="failed probes in a row")
+    confidence: Confidence = Field(default=0.999, description="how sure a verdict must be; 0: the plain threshold")
+    consecutive_timeouts: Whole | None = Field(default=3, description="time-outs in a row; null: any number")
+    health_failures: Whole | None = Field(default=3, description="failed probes in a row; null: any number")
     abandon_s: Seconds = Field(
         default=20, description="a caller who leaves after waiting this long may count as a time-out"
     )
+
+
+Overrides = Annotated[dict[Text, Limits], BeforeValidator(_empty)]
+
+
+class RollbackRules(Limits):
+    """When the split is taken back by itself."""
+
+    enabled: bool = Field(default=True, description="false switches all triggers off")
+    providers: Overrides = Field(default={}, description="other limits for one provider; what is left out is as above")
+    components: Annotated[dict[Component, Limits], BeforeValidator(_empty)] = Field(
+        default={}, description="for one component; these go before its provider's"
+    )
+    models: Overrides = Field(default={}, description="for one model; these go before all others")
     webhooks: tuple[Webhook, ...] = Field(default=(), description="told about every rollback")
 
 
@@ -290,6 +333,7 @@ class Root(Section):
     backoff_s: Seconds = Field(default=0.2, description="the first pause before such a try; it doubles")
     store: Store = Field(
         default=SecretStr(DEFAULT_STORE),
-        description="where flags and history live: sqlite:///…, or memory:// (one process)",
+        description="where flags and history live: sqlite:///… (one host), redis://… or rediss://… (a fleet), "
+        "memory:// (one process)",
     )
     gateway: Gateway = Field(default=Gateway(), description="the server of `llmctl serve`")

@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from memos_llm.config import schema
+from memos_llm.config import limits, schema
 from memos_llm.config.aliases import COMPONENTS
 from memos_llm.config.checks import endpoints
 from memos_llm.core.call import ModelSettings
@@ -47,6 +47,7 @@ class Settings(schema.Root):
             backoff_s=self.backoff_s,
             generation=generation,
             rules=self.component_rules(),
+            guard=limits.guard(self.rollback),
         )
 
     def provider_specs(self) -> tuple[ProviderSpec, ...]:
@@ -91,6 +92,7 @@ class Settings(schema.Root):
         shown = self.model_dump(mode="json")
         for name, entry in self.providers.items():
             shown["providers"][name]["timeouts"] = to_builtins(self._timeouts(entry))
+        shown["rollback"] |= limits.shown(self.rollback)
         return shown
 
     @cached_property

@@ -4,8 +4,8 @@ Invariants, each held by a property test:
 - revisions adopted here only grow, within one installation; another installation's flags are adopted only if it took
   this one over (`control.adoption`); anything else that a store says is a regression, and the last good flags stay in
   force;
-- a cut is in force, over whatever is published, until a published snapshot has its scope latched or shows that a human
-  re-armed it later than the cut;
+- a cut is in force, over whatever is published, until a published snapshot has its scopes latched, or shows that a
+  human re-armed them later than the cut, or, if it judged one epoch only, that another began after it;
 - a raise is a human's or a plan's, a re-arm a human's alone.
 """
 
@@ -16,9 +16,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from memos_llm.control.adoption import took_over
-from memos_llm.core.commands import Actor, Command, Rollback
+from memos_llm.core.commands import Actor, Rollback
 from memos_llm.core.errors import Refused
 from memos_llm.core.flags import GLOBAL, Flags, Scope
+from memos_llm.core.verdicts import Evidence, Trigger
+
+SIMULTANEOUS_S = 2.0  # an epoch that began no later than this after a cut does not supersede it
+MOST_NOTES = 32
 
 
 class Verdict(Enum):
@@ -40,17 +44,39 @@ class Judgement(Struct, frozen=True):
 class Cut(Struct, frozen=True):
     """A rollback in force here since `at` (Unix seconds), whether or not the store knows it yet."""
 
-    command: Command
+    command: Rollback
     at: float
     actor: Actor
 
 
+class Fate(Enum):
+    """What published flags mean to a cut of one scope."""
+
+    OPEN = "open"  # it is in force here and has to be published
+    LATCHED = "latched"
+    REARMED = "rearmed"  # by a human, later than the cut
+    OUTDATED = "outdated"  # it judged an epoch, and a later one began after it
+
+
+class Note(Struct, frozen=True):
+    """Evidence of a cut that somebody else's act has settled, to be added to that act's incident; `incident` is empty
+    where only its scope is known: then it is the scope's newest.
+    """
+
+    scope: str
+    incident: str
+    evidence: Evidence
+
+
 class View(Struct, frozen=True):
-    """What one process holds: the last good published flags, its own cuts, and what is wrong with the store."""
+    """What one process holds: the last good published flags, its own cuts, what is wrong with the store, and what has
+    yet to be noted.
+    """
 
     published: Flags
     cuts: tuple[Cut, ...] = ()
     fault: str = ""
+    notes: tuple[Note, ...] = ()
 
     def in_force(self) -> Flags:
         """What requests see. Each cut adds one to the revision, as its publication will."""
@@ -91,26 +117,106 @@ def _regression(known: Flags, read: Flags) -> str:
 
 def adopt(view: View, flags: Flags) -> View:
     """Take published flags over; the cuts that they settle are dropped, and the store is well again."""
-    return View(flags, tuple(cut for cut in view.cuts if not settled(cut, flags)))
+    left = tuple(rest for cut in view.cuts if (rest := remaining(cut, flags)))
+    notes = (*view.notes, *(note for cut in view.cuts for note in _notes(cut, flags)))
+    return View(flags, left, notes=notes[-MOST_NOTES:])
 
 
 def with_cut(view: View, cut: Cut) -> View:
-    """Nothing to add when the published flags are latched there. A second cut of a scope only makes the first later:
-    its evidence is newer than a re-arm in between, which this process may not have seen yet.
+    """Nothing to add but a note when the published flags have it settled. A second cut of the same scopes only makes
+    the first later: its evidence is newer than a re-arm in between, which this process may not have seen yet.
     """
-    if settled(cut, view.published):
-        return view
-    scope = cut.command.scope
-    if any(other.command.scope == scope for other in view.cuts):
-        later = tuple(replace(other, at=cut.at) if other.command.scope == scope else other for other in view.cuts)
-        return replace(view, cuts=later)
-    return replace(view, cuts=(*view.cuts, cut))
+    left = remaining(cut, view.published)
+    if left is None:
+        notes = _notes(cut, view.published)
+        return replace(view, notes=(*view.notes, *notes)[-MOST_NOTES:]) if notes else view
+    first = next((other for other in view.cuts if set(left.command.scopes) <= set(other.command.scopes)), None)
+    if first is None:
+        return replace(view, cuts=(*view.cuts, left))
+    later = Cut(_stronger(first.command, left.command), left.at, left.actor)
+    return replace(view, cuts=tuple(later if other is first else other for other in view.cuts))
+
+
+def _stronger(first: Rollback, second: Rollback) -> Rollback:
+    """Of two for the same scopes the one that holds longer, under the first's id (it may be published already)."""
+    if not first.soft:
+        return first
+    if second.soft:
+        return replace(first, epochs=second.epochs)
+    return replace(second, incident=first.incident, scope=first.scope, also=first.also)
+
+
+def fate(cut: Cut, scope: str, flags: Flags) -> Fate:
+    """An epoch of another clock is taken for a later one only if it is not the epoch that was judged."""
+    found = flags.scope(scope)
+    if found.latch is not None:
+        return Fate.LATCHED
+    if found.rearmed_at > cut.at:
+        return Fate.REARMED
+    speaker, now = flags.effective(scope)
+    begun = now.latch is None and now.since > cut.at + SIMULTANEOUS_S
+    if cut.command.soft and begun and cut.command.epochs.get(speaker) != now.epoch:
+        return Fate.OUTDATED
+    return Fate.OPEN
+
+
+def remaining(cut: Cut, flags: Flags) -> Cut | None:
+    """What of a cut these flags leave to be done; None when it is settled. What is latched already stays in it: the
+    incident of that latch may be the one of the whole (`Rollback.joins`).
+    """
+    fates = {scope: fate(cut, scope, flags) for scope in cut.command.scopes}
+    todo = [scope for scope in fates if fates[scope] is Fate.OPEN]
+    if not todo:
+        return None
+    todo += [scope for scope in fates if fates[scope] is Fate.LATCHED]
+    if len(todo) == len(fates):
+        return cut
+    return replace(cut, command=replace(cut.command, scope=todo[0], also=tuple(todo[1:])))
+
+
+def published(cut: Cut, now: float) -> Rollback:
+    """What is committed of a cut: its evidence says how long that took."""
+    evidence = cut.command.evidence
+    if evidence is None:
+        return cut.command
+    return replace(cut.command, evidence=replace(evidence, propagation_s=max(0.0, now - cut.at)))
 
 
 def settled(cut: Cut, flags: Flags) -> bool:
-    """The published flags have the scope latched, or a human re-armed it later than the cut."""
-    scope = flags.scope(cut.command.scope)
-    return scope.latch is not None or scope.rearmed_at > cut.at
+    """The published flags leave nothing of it to be done."""
+    return remaining(cut, flags) is None
+
+
+def outdated(view: View, flags: Flags) -> tuple[tuple[Cut, str], ...]:
+    """The cuts, and the scopes, that these flags withdraw because a later epoch will be judged by itself."""
+    return tuple(
+        (cut, scope) for cut in view.cuts for scope in cut.command.scopes if fate(cut, scope, flags) is Fate.OUTDATED
+    )
+
+
+def _notes(cut: Cut, flags: Flags) -> tuple[Note, ...]:
+    """Whose incidents its evidence belongs to, once it is settled (of a scope that was re-armed: at once)."""
+    evidence = cut.command.evidence
+    if evidence is None:
+        return ()
+    over = settled(cut, flags)
+    found: dict[str, Note] = {}
+    for scope in cut.command.scopes:
+        latch, became = flags.scope(scope).latch, fate(cut, scope, flags)
+        if became is Fate.REARMED:
+            found[f"of {scope}"] = Note(scope, "", evidence)
+        elif over and latch is not None and latch.incident != cut.command.incident:
+            found.setdefault(latch.incident, Note(scope, latch.incident, _widened(evidence, scope, flags)))
+    return tuple(found.values())
+
+
+def _widened(evidence: Evidence, scope: str, flags: Flags) -> Evidence:
+    """Says so where the latch of a scope carries the incident of an earlier, narrower one."""
+    latch = flags.scope(scope).latch
+    others = [other.latch for name, other in flags.scopes.items() if name not in (scope, GLOBAL) and other.latch]
+    if latch is None or not any(one.incident == latch.incident and one.since < latch.since for one in others):
+        return evidence
+    return replace(evidence, note=f"widened to {scope}")
 
 
 def owed(view: View) -> tuple[Cut, ...]:
@@ -118,6 +224,13 @@ def owed(view: View) -> tuple[Cut, ...]:
     if not view.fault:
         return view.cuts
     return (*view.cuts, *(_latch_as_cut(view.published, name) for name in _latched(view.published)))
+
+
+def due(view: View, cut: Cut) -> Cut | None:
+    """A cut as it is owed now; None when it no longer is, e.g. because somebody else's latch has settled it."""
+    scopes = set(cut.command.scopes)
+    same = (one for one in owed(view) if one.command.incident == cut.command.incident)
+    return next((one for one in same if scopes & set(one.command.scopes)), None)
 
 
 def permit(before: Flags, after: Flags, actor: Actor) -> None:
@@ -148,7 +261,7 @@ def _latch_as_cut(flags: Flags, name: str) -> Cut:
         incident=latch.incident,
         scope=name,
         reason="published again: the store had lost this latch",
-        trigger="store-regressed",
+        trigger=Trigger.STORE_REGRESSED,
         holddown_s=latch.holddown_until - latch.since,
     )
     return Cut(rollback, latch.since, Actor("store-regressed", "guard"))

@@ -3,8 +3,9 @@
 What comes of it, as a pure function: the shares are the store's, everything else that must not be lost is kept:
 - the salt in force here, so that every conversation keeps its slot;
 - every latch, of either side, unless the store shows that a human lifted it later;
-- the share of embeddings where the store says nothing of them (an index's vectors must not change sides unsaid), and
-  the proofs of equal vectors.
+- the share of embeddings where the store says nothing of them (an index's vectors must not change sides unsaid), unless
+  the store's shares are another provider's; the proofs of equal vectors;
+- what the next hold-down grows by, and a maintenance, of either side.
 
 How the processes agree: an installation's id names, behind its own, the ids that it took over (`new/old/older`). A
 process believes flags whose installation took over its own, whatever their revision; nothing else has changed for it.
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
+from memos_llm.core.commands import REMEMBERED as ROLLBACKS_REMEMBERED
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags, Scope
 
 REMEMBERED = 8  # installations that an id names behind its own
@@ -50,19 +52,23 @@ class Adopt(Struct, frozen=True, kw_only=True):
     name: str = "adopt"
 
     def apply(self, flags: Flags, now: float) -> Flags:
-        scopes = {name: self._scope(name, flags) for name in (*flags.scopes, *_more(self.known, flags))}
+        scopes = {name: self._scope(name, flags, now) for name in (*flags.scopes, *_more(self.known, flags))}
+        drained = {**self.known.maintenance, **flags.maintenance}
         return Flags(
             schema=max(self.known.schema, flags.schema),
             installation=self.installation,
             revision=max(self.known.revision, flags.revision) + 1,
             salt=self.known.salt or flags.salt,
             scopes=scopes,
+            candidate=flags.candidate if flags.given() else self.known.candidate or flags.candidate,
+            maintenance={name: until for name, until in drained.items() if until > now},
             verified={**self.known.verified, **flags.verified},
         )
 
-    def _scope(self, name: str, read: Flags) -> Scope:
+    def _scope(self, name: str, read: Flags, now: float) -> Scope:
         ours, theirs = self.known.scope(name), read.scope(name)
-        if name == EMBEDDING and name not in read.scopes:
+        another = bool(read.given()) and read.candidate != self.known.candidate
+        if name == EMBEDDING and name not in read.scopes and not another:
             theirs = replace(theirs, share_ppm=ours.share_ppm, new_index=ours.new_index)
         latch = theirs.latch
         if latch is None and ours.latch is not None and theirs.rearmed_at <= ours.latch.since:
@@ -73,6 +79,8 @@ class Adopt(Struct, frozen=True, kw_only=True):
             latch=latch,
             rearmed_at=max(ours.rearmed_at, theirs.rearmed_at),
             new_index=theirs.new_index and latch is None,
+            since=now,
+            rolled_back=tuple(sorted({*ours.rolled_back, *theirs.rolled_back}))[-ROLLBACKS_REMEMBERED:],
         )
 
 
@@ -105,7 +113,7 @@ def notes(known: Flags, read: Flags | None, after: Flags) -> Iterator[str]:
     """What a person should know of it."""
     if read is not None and read.salt != known.salt:
         yield "conversations keep the side that they have here; those of processes that began on this store may move"
-    if read is not None and EMBEDDING in read.scopes and known.share_ppm(EMBEDDING) != after.share_ppm(EMBEDDING):
+    if known.share_ppm(EMBEDDING) != after.share_ppm(EMBEDDING):
         yield "embedding changes sides: indexes must hold the vectors of that side"
     for name, latch in _lifted(known, after).items():
         yield f"the latch of {name} (incident {latch}) is not carried over: the store has it lifted later"

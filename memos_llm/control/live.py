@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -18,14 +17,30 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from memos_llm.control import last_good as last_good_file
-from memos_llm.control.adopt import Cut, Verdict, View, adopt, blank, judge, owed, permit, settled, with_cut
+from memos_llm.control.adopt import (
+    Cut,
+    Verdict,
+    View,
+    adopt,
+    blank,
+    due,
+    judge,
+    outdated,
+    owed,
+    permit,
+    published,
+    remaining,
+    with_cut,
+)
 from memos_llm.control.adoption import Proposal, propose, took_over
 from memos_llm.control.confirm import Confirmation, confirm
 from memos_llm.control.pauses import LONGEST_PAUSE_S, pauses_s, woken
-from memos_llm.core.commands import Actor, Audit, Command, Rollback, audit, incident
+from memos_llm.control.records import Records
+from memos_llm.control.words import founding, newer, regressed, seeded, withdrawn
+from memos_llm.core.commands import Actor, Audit, Command, Incident, Rollback, audit, incident
 from memos_llm.core.errors import LLMError, Refused, StoreUnreachable
 from memos_llm.core.events import Bus, FlagsChanged, InternalError, StoreState, place_of
-from memos_llm.core.flags import GLOBAL, Flags, format_share
+from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
 
 PART = "control"
@@ -65,13 +80,21 @@ class Live:
         self._view = View(blank())
         self._current = self._view.published
         self._state: StoreState | None = None
-        self._paid: tuple[Cut, ...] = ()  # what `publish` has brought to the store
+        self._paid: tuple[str, tuple[Cut, ...]] = ("", ())  # what `publish` has brought to a store with that fault
+        self._records = Records(store, bus)
+        self._barred = ""  # why the store takes nothing from us, though it answers
         self._kept = self._view  # what `keep` has written
         self._saving = threading.Lock()
         self._wake_publish, self._wake_beat, self._wake_keep = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._submitting = asyncio.Lock()  # our own commands in turn: they would only conflict with each other
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._closed = False
+        self.dead: Callable[[], tuple[str, ...] | None] = lambda: None  # for heartbeats; the guard says
+
+    @property
+    def instance_id(self) -> str:
+        """What this process is called among the instances."""
+        return self._instance.id
 
     @property
     def store(self) -> StateStore:
@@ -86,6 +109,8 @@ class Live:
     async def start(self) -> None:
         """Have flags in force, from the store, else from the last-good file, else baseline only; keep them fresh."""
         self._view = self._kept = last_good_file.read(self._last_good)
+        for cut in self._view.cuts:  # whoever made it may have died while it was being committed
+            self._records.doubt(cut.command.incident)
         before = self._current = self._view.in_force()
         try:
             await self._sync()
@@ -105,7 +130,7 @@ class Live:
     def current(self) -> Flags:
         return self._current
 
-    def cut(self, rollback: Command) -> None:
+    def cut(self, rollback: Rollback) -> None:
         self._cut(Cut(rollback, self._clock(), Actor(self._instance.id, "guard")))
 
     async def submit(self, command: Command, actor: Actor) -> Flags:
@@ -136,7 +161,7 @@ class Live:
         read = await self._look()
         if not self._view.fault:
             return None
-        return propose(self._view.in_force(), read, _founding(), self._view.fault, reason, self._clock())
+        return propose(self._view.in_force(), read, founding(), self._view.fault, reason, self._clock())
 
     async def adopt_store(self, proposal: Proposal, actor: Actor) -> Flags:
         """Make the regressed store the one in force, everywhere; see `control.adoption`.
@@ -177,6 +202,7 @@ class Live:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(LLMError):
             await self._pay(owed(self._view))
+            await self._record()
         with contextlib.suppress(OSError):
             await self._save()
         with contextlib.suppress(StoreUnreachable):
@@ -189,6 +215,8 @@ class Live:
     def _put(self, view: View) -> None:
         """Replace the view; tell when requests see something new."""
         before, self._view = self._view, view
+        if view.notes != before.notes or view.fault != before.fault:
+            self._wake_publish.set()
         if view.published is before.published and view.cuts == before.cuts:
             return
         self._current = view.in_force()
@@ -204,7 +232,10 @@ class Live:
         """Of two readings that overtook each other the newer stays."""
         known = self._view.published
         if self._view.fault or flags.revision > known.revision or took_over(flags, known):
+            late = outdated(self._view, flags)
             self._put(adopt(self._view, flags))
+            for cut, scope in late:
+                self._bus.emit(withdrawn(cut, scope))
 
     def _observe(self, known: Flags, read: Flags | None) -> None:
         """Judge what the store said against what was in force before it was asked."""
@@ -228,12 +259,11 @@ class Live:
     # What is said of the store
 
     def _found(self) -> None:
-        fault = self._view.fault
-        self._say(
-            StoreState(
-                reachable=True, regressed=bool(fault), detail=_regressed_text(fault, self._last_good) if fault else ""
-            )
-        )
+        fault, schema = self._view.fault, self._view.published.schema
+        detail = newer(schema) if schema > SCHEMA else self._barred
+        if fault:
+            detail = regressed(fault, self._last_good)
+        self._say(StoreState(reachable=True, regressed=bool(fault), detail=detail))
 
     def _lost(self, error: StoreUnreachable) -> None:
         self._say(StoreState(reachable=False, regressed=bool(self._view.fault), detail=error.message))
@@ -261,19 +291,8 @@ class Live:
         return read
 
     async def _plant(self, flags: Flags) -> Flags | None:
-        share = format_share(flags.share_ppm(GLOBAL))
-        entry = Audit(
-            revision=flags.revision,
-            at=self._clock(),
-            actor=self._instance.id,
-            command="seed",
-            scope=GLOBAL,
-            provider="",
-            share_before=0.0,
-            share_after=share,
-        )
         try:
-            await self._store.commit(0, flags, entry)
+            await self._store.commit(0, flags, seeded(flags, self._clock(), self._instance.id))
         except Conflict:  # somebody else was first
             return await self._store.load()
         return flags
@@ -296,7 +315,7 @@ class Live:
         read = await self._look()
         if self._view.fault:
             return await self._submit_regressed(command, actor)
-        return await self._commit(command, actor, read if read is not None else _founding())
+        return await self._commit(command, actor, read if read is not None else founding())
 
     async def _submit_regressed(self, command: Command, actor: Actor) -> Flags:
         if not isinstance(command, Rollback):
@@ -310,21 +329,41 @@ class Live:
         after = command.apply(before, now)
         permit(before, after, actor)
         record = incident(command, before, after, actor, now)
-        await self._store.commit(before.revision, after, audit(command, before, after, actor, now), record)
+        await self._bring(before.revision, after, audit(command, before, after, actor, now), record)
+        self._barred = ""
         if not self._view.fault:
             self._adopt(after)
+        if record is not None:
+            self._records.opened(record)
         return after
 
+    async def _bring(self, expected: int, flags: Flags, line: Audit, record: Incident | None) -> None:
+        try:
+            await self._store.commit(expected, flags, line, record)
+        except (Conflict, Refused):
+            raise
+        except BaseException:  # raised again: cut off, it may have happened or not
+            if record is not None:
+                self._records.doubt(record.id)
+                self._wake_publish.set()
+            raise
+
     async def _publish(self) -> None:
-        debts = owed(self._view)
-        if debts == self._paid:
+        fault, debts = self._view.fault, owed(self._view)  # what a regressed store was brought the well one may lack
+        if (fault, debts) == self._paid and not self._to_record:
             await woken(self._wake_publish)
             return
-        for pause_s in pauses_s():
-            if await self._pay(debts):
-                self._paid = debts
-                return
-            await asyncio.sleep(pause_s)
+        try:
+            for pause_s in pauses_s():
+                if await self._pay(debts):
+                    self._paid = (fault, debts)
+                    break
+                await asyncio.sleep(pause_s)
+            await self._record()
+        except Refused as error:  # of a newer schema: what was cut stays in force here, and we try again
+            self._barred = error.message
+            self._found()
+            await asyncio.sleep(LONGEST_PAUSE_S)
 
     async def _pay(self, debts: tuple[Cut, ...]) -> bool:
         """Bring cuts to the store; False when it has no flags yet that could be latched."""
@@ -335,12 +374,27 @@ class Live:
             read = await self._look()
             if read is None:
                 return False
-            if settled(cut, read):
+            owing = due(self._view, cut)
+            left = owing and remaining(owing, read)
+            if left is None:
                 return True
             with contextlib.suppress(Conflict):
-                await self._commit(cut.command, cut.actor, read)
+                await self._commit(published(left, self._clock()), cut.actor, read)
                 return True
             await asyncio.sleep(random.uniform(0, 0.01))  # somebody was faster: at once again, so that nobody beats it
+
+    @property
+    def _to_record(self) -> bool:
+        return self._records.unsure or bool(self._view.notes and not self._view.fault)
+
+    async def _record(self) -> None:
+        """What is known of incidents only now; a regressed store does not know them."""
+        if self._records.unsure:
+            await self._records.look()
+        while self._view.notes and not self._view.fault:
+            note = self._view.notes[0]
+            await self._records.add(note, self._clock())
+            self._put(replace(self._view, notes=tuple(other for other in self._view.notes if other is not note)))
 
     # Telling
 
@@ -351,7 +405,7 @@ class Live:
     async def _beat(self) -> None:
         """A process whose store has regressed follows no revision of it."""
         revision = 0 if self._view.fault else self._view.published.revision
-        await self._store.heartbeat(replace(self._instance, revision=revision))
+        await self._store.heartbeat(replace(self._instance, revision=revision, dead=self.dead()))
         self._found()
 
     async def _keep(self) -> None:
@@ -388,16 +442,3 @@ class Live:
             if loop.time() - started_s > LONGEST_PAUSE_S:  # it had worked
                 pauses = pauses_s()
             await asyncio.sleep(next(pauses))
-
-
-def _founding() -> Flags:
-    """The base of a command that is the first ever on a store: share 0, its own installation and salt."""
-    return replace(blank(), installation=secrets.token_hex(8), salt=secrets.token_hex(16))
-
-
-def _regressed_text(fault: str, last_good: Path | None) -> str:
-    at = "" if last_good is None else f" (kept in {last_good})"
-    return (
-        f"the store has regressed: {fault}; the last good flags{at} stay in force here. "
-        f"Put the right store back, or, if this one is meant: `llmctl store adopt`"
-    )

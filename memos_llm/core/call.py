@@ -120,6 +120,7 @@ class Call(Struct, frozen=True, kw_only=True):
         caller: who asks: a key's id, `anonymous`, `library`, …; never a key.
         typed: the answer is read by us (the library), so that any wire that carries more may be taken.
         passage: what to pass on, for `Wire.PASSTHROUGH`.
+        retry: how often the caller's SDK says that it has tried before (`x-stainless-retry-count`).
     """
 
     id: str
@@ -138,6 +139,7 @@ class Call(Struct, frozen=True, kw_only=True):
     caller: str = ""
     typed: bool = False
     passage: Passage | None = None
+    retry: int = 0
 
     def __repr__(self) -> str:
         return f"Call(id={self.id!r})"

@@ -12,6 +12,13 @@ from msgspec.structs import replace
 
 from memos_llm.core.errors import Refused
 from memos_llm.core.flags import COSINE_LIMIT, EMBEDDING, GLOBAL, PPM, Flags, Latch, Scope, Verification
+from memos_llm.core.verdicts import HARD, Evidence, Trigger
+
+DAY_S = 86_400.0
+HOLDDOWN_S, LONGEST_HOLDDOWN_S = 1_800.0, DAY_S  # after an automatic rollback; doubled by each of the last week
+REMEMBERED_S, REMEMBERED = 7 * DAY_S, 8  # of a scope's automatic rollbacks: more would not lengthen its hold-down
+JOINED_S = 600.0  # an automatic rollback this soon after a narrower one, or the widest, belongs to its incident
+LONGEST_MAINTENANCE_S = DAY_S
 
 
 class Actor(Struct, frozen=True):
@@ -36,7 +43,13 @@ class Audit(Struct, frozen=True, kw_only=True):
 
 
 class Incident(Struct, frozen=True, kw_only=True):
-    """The record of a rollback."""
+    """The record of a rollback.
+
+    Attributes:
+        scope: latched by it; `also`: further ones. epoch: of `scope`, after.
+        rule, limit, n, k, estimate, low, high: of the trigger, as `Evaluation` has them.
+        evidence: of the process that was first, then of others. plan, step: that was under way.
+    """
 
     id: str
     at: float
@@ -49,6 +62,18 @@ class Incident(Struct, frozen=True, kw_only=True):
     epoch: int
     shares_before: Mapping[str, float]
     shares_after: Mapping[str, float]
+    also: tuple[str, ...] = ()
+    rule: str = ""
+    limit: float | None = None
+    n: int | None = None
+    k: int | None = None
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    holddown_until: float = 0.0
+    plan: str = ""
+    step: int | None = None
+    evidence: tuple[Evidence, ...] = ()
 
 
 class Command(Protocol):
@@ -72,8 +97,10 @@ class Command(Protocol):
         ...
 
 
-def _next(flags: Flags, scopes: Mapping[str, Scope]) -> Flags:
-    return replace(flags, revision=flags.revision + 1, scopes=scopes)
+def _next(flags: Flags, now: float, scopes: Mapping[str, Scope] | None = None) -> Flags:
+    """The next document; what is over (a maintenance) is forgotten with any change."""
+    maintenance = {name: until for name, until in flags.maintenance.items() if until > now}
+    return replace(flags, revision=flags.revision + 1, scopes=scopes or flags.scopes, maintenance=maintenance)
 
 
 class Shift(Struct, frozen=True, kw_only=True):
@@ -93,14 +120,15 @@ class Shift(Struct, frozen=True, kw_only=True):
 
     def apply(self, flags: Flags, now: float) -> Flags:
         self._check(flags)
-        scopes = dict(flags.scopes)
-        scopes |= {name: _drop_share(scopes[name]) for name in self.dropped(flags)}
+        scopes, dropped = dict(flags.scopes), self.dropped(flags)
+        scopes |= {name: _drop_share(scopes[name], now) for name in dropped}
         current = flags.scope(self.scope)
-        before = flags.effective(self.scope)[1].share_ppm
-        grown = current.epoch + (before != self.share_ppm)
+        speaker, before = flags.effective(self.scope)
+        if dropped or speaker != self.scope or before.share_ppm != self.share_ppm:
+            current = _anew(current, now)  # what follows `*` again may have failed in the old epoch, before its latch
         anew = self.new_index and self.share_ppm > 0
-        scopes[self.scope] = replace(current, share_ppm=self.share_ppm, epoch=grown, new_index=anew)
-        after = _next(flags, scopes)
+        scopes[self.scope] = replace(current, share_ppm=self.share_ppm, new_index=anew)
+        after = _next(flags, now, scopes)
         return self._take(after) if self.share_ppm else after
 
     def _take(self, after: Flags) -> Flags:
@@ -167,33 +195,94 @@ class Verify(Struct, frozen=True, kw_only=True):
         verified = {name: proof for name, proof in flags.verified.items() if name != self.model}
         if self.proof is not None:
             verified[self.model] = self.proof
-        return replace(flags, revision=flags.revision + 1, verified=verified)
+        return replace(_next(flags, now), verified=verified)
 
 
 class Rollback(Struct, frozen=True, kw_only=True):
-    """Share to 0 in a scope, its epoch grown, latched. Never refused and never harmful when repeated.
+    """Share to 0 in `scope` and `also`, their epochs grown, latched. Never refused and never harmful when repeated.
 
-    Of `*` it drops every component's own share (embeddings stay where they are: vectors never mix).
+    Of `*` it drops every component's own share (embeddings stay where they are: vectors never mix). What is latched
+    already keeps its latch, its incident and its hold-down.
+
+    Attributes:
+        incident: the id of the record, if this is what makes one.
+        automatic: has a hold-down: 30 minutes, doubled by each automatic rollback of that scope within 7 days.
+        epochs: of a soft trigger: the scope that spoke for what was judged → its epoch then.
+        holddown_s: instead of the one that follows from `automatic`; of a latch that is published again.
     """
 
     provider: str
     incident: str
     scope: str = GLOBAL
+    also: tuple[str, ...] = ()
     reason: str = ""
-    trigger: str = "manual"
-    holddown_s: float = 0.0
+    trigger: str = Trigger.MANUAL
+    automatic: bool = False
+    epochs: Mapping[str, int] = {}
+    evidence: Evidence | None = None
+    holddown_s: float | None = None
     name: str = "rollback"
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.scope, *self.also)))
+
+    @property
+    def soft(self) -> bool:
+        """Whether it judged one epoch, and says nothing of a later one."""
+        return self.automatic and self.trigger not in HARD
 
     def apply(self, flags: Flags, now: float) -> Flags:
         scopes = dict(flags.scopes)
-        if self.scope == GLOBAL:
-            scopes = {n: s if n in (GLOBAL, EMBEDDING) else _drop_share(s) for n, s in scopes.items()}
-        scope = flags.scope(self.scope)
-        latch = scope.latch or Latch(
-            provider=self.provider, since=now, incident=self.incident, holddown_until=now + self.holddown_s
+        if GLOBAL in self.scopes:
+            scopes = {n: s if n in (GLOBAL, EMBEDDING) else _drop_share(s, now) for n, s in scopes.items()}
+        told_in = self.joins(flags, now) or self.incident
+        for name in self.scopes:
+            if flags.scope(name).latch is None:
+                scopes[name] = self._latched(flags.scope(name), told_in, now)
+        return _next(flags, now, scopes)
+
+    def joins(self, flags: Flags, now: float) -> str:
+        """The incident of a narrower (or the widest) automatic rollback just before, which this one belongs to; empty
+        for none.
+        """
+        if not self.automatic:
+            return ""
+        young = (
+            latch
+            for name, scope in flags.scopes.items()
+            if (latch := scope.latch) and self._covers(name) and latch.provider == self.provider
+            if latch.automatic and now - latch.since < JOINED_S
         )
-        scopes[self.scope] = replace(scope, share_ppm=0, epoch=scope.epoch + 1, latch=latch, new_index=False)
-        return _next(flags, scopes)
+        newest = max(young, key=lambda latch: (latch.since, latch.incident), default=None)
+        return newest.incident if newest else ""
+
+    def opens(self, flags: Flags, now: float) -> tuple[str, ...]:
+        """The scopes that a record made by it is about; empty when it makes none, because all is latched already or
+        the record is there.
+        """
+        latches = [scope.latch.incident for scope in flags.scopes.values() if scope.latch]
+        if self.incident in latches or self.joins(flags, now):
+            return ()
+        return tuple(name for name in self.scopes if flags.scope(name).latch is None)
+
+    def _covers(self, name: str) -> bool:
+        """Whether a latch of that scope is about a part of this, or about all and so about this too."""
+        wide = name == GLOBAL and self.scopes != (EMBEDDING,)
+        return name in self.scopes or wide or (GLOBAL in self.scopes and name != EMBEDDING)
+
+    def _latched(self, scope: Scope, told_in: str, now: float) -> Scope:
+        before = tuple(at for at in scope.rolled_back if now - at < REMEMBERED_S)
+        holddown_s = min(LONGEST_HOLDDOWN_S, HOLDDOWN_S * 2 ** len(before)) if self.automatic else 0.0
+        if self.holddown_s is not None:
+            holddown_s = self.holddown_s
+        return replace(
+            _anew(scope, now),
+            share_ppm=0,
+            latch=Latch(provider=self.provider, since=now, incident=told_in, holddown_until=now + holddown_s),
+            new_index=False,
+            rolled_back=(*before, now)[-REMEMBERED:] if self.automatic else before,
+        )
 
 
 class Rearm(Struct, frozen=True, kw_only=True):
@@ -215,12 +304,43 @@ class Rearm(Struct, frozen=True, kw_only=True):
         left_s = scope.latch.holddown_until - now
         if left_s > 0 and not self.force:
             raise Refused(f"the hold-down of {self.scope} has {left_s:.0f} s left; `--force --reason` overrides it")
-        lifted = replace(scope, epoch=scope.epoch + 1, latch=None, share_ppm=0, rearmed_at=now)
-        return _next(flags, {**flags.scopes, self.scope: lifted})
+        lifted = replace(_anew(scope, now), latch=None, share_ppm=0, rearmed_at=now)
+        return _next(flags, now, {**flags.scopes, self.scope: lifted})
 
 
-def _drop_share(scope: Scope) -> Scope:
-    return replace(scope, share_ppm=None, epoch=scope.epoch + (scope.share_ppm is not None))
+class Maintain(Struct, frozen=True, kw_only=True):
+    """Drain a provider until a time (Unix seconds), shares and latches untouched; None ends that now."""
+
+    provider: str
+    until: float | None
+    scope: str = GLOBAL
+    reason: str = ""
+    name: str = "maintain"
+
+    def apply(self, flags: Flags, now: float) -> Flags:
+        self._check(flags, now)
+        after = _next(flags, now)
+        others = {name: until for name, until in after.maintenance.items() if name != self.provider}
+        given = {} if self.until is None else {self.provider: self.until}
+        return replace(after, maintenance={**others, **given})
+
+    def _check(self, flags: Flags, now: float) -> None:
+        if self.until is None:
+            if self.provider not in flags.maintained(now):
+                raise Refused(f"{self.provider} is not under maintenance: there is none to end")
+        elif self.until <= now:
+            raise Refused("the maintenance would be over before it begins: give a time to come")
+        elif self.until - now > LONGEST_MAINTENANCE_S + 1:  # of clocks that differ
+            raise Refused("a maintenance lasts 24 hours at most: to take a provider out for longer, shift it to 0")
+
+
+def _anew(scope: Scope, now: float) -> Scope:
+    """In a new epoch: what was counted before says nothing of it."""
+    return replace(scope, epoch=scope.epoch + 1, since=now)
+
+
+def _drop_share(scope: Scope, now: float) -> Scope:
+    return scope if scope.share_ppm is None else replace(_anew(scope, now), share_ppm=None)
 
 
 def audit(command: Command, before: Flags, after: Flags, actor: Actor, now: float) -> Audit:
@@ -234,26 +354,46 @@ def audit(command: Command, before: Flags, after: Flags, actor: Actor, now: floa
         provider=command.provider,
         share_before=before.share_ppm(command.scope) / PPM,
         share_after=after.share_ppm(command.scope) / PPM,
-        reason=command.reason,
+        reason=_why(command),
     )
 
 
+def _why(command: Command) -> str:
+    if isinstance(command, Rollback) and not command.reason and command.evidence is not None:
+        return command.evidence.rule
+    return command.reason
+
+
 def incident(command: Command, before: Flags, after: Flags, actor: Actor, now: float) -> Incident | None:
-    """The record that belongs to a rollback that latched; None for anything else."""
-    if not isinstance(command, Rollback) or before.scope(command.scope).latch is not None:
+    """The record that belongs to a rollback that latched; None for anything else, and for a rollback whose latches
+    belong to an incident that is there (`Rollback.joins`).
+    """
+    opened = command.opens(before, now) if isinstance(command, Rollback) else ()
+    if not isinstance(command, Rollback) or not opened:
         return None
+    latch, evidence = after.scope(opened[0]).latch, command.evidence
     return Incident(
         id=command.incident,
         at=now,
         provider=command.provider,
-        scope=command.scope,
+        scope=opened[0],
+        also=opened[1:],
         trigger=command.trigger,
-        reason=command.reason,
+        reason=_why(command),
         actor=actor.id,
         revision=after.revision,
-        epoch=after.scope(command.scope).epoch,
+        epoch=after.scope(opened[0]).epoch,
         shares_before=shares(before),
         shares_after=shares(after),
+        holddown_until=latch.holddown_until if latch else 0.0,
+        rule=evidence.rule if evidence else "",
+        limit=evidence.limit if evidence else None,
+        n=evidence.n if evidence else None,
+        k=evidence.k if evidence else None,
+        estimate=evidence.estimate if evidence else None,
+        low=evidence.low if evidence else None,
+        high=evidence.high if evidence else None,
+        evidence=(evidence,) if evidence else (),
     )
 
 

@@ -33,11 +33,12 @@ class Offer(Struct, frozen=True):
 
     Attributes:
         wires: the byte formats it speaks for that model.
-        refused: why it takes nothing at the moment (`down`, `breaker-open`), or None when it does. Such a target is
-            diverted from; it keeps the arm.
+        refused: why it takes nothing at the moment (`down`, `breaker-open`, `maintenance`), or None when it does. It
+            is diverted from; the arm stays.
         context_tokens: the model's context length there, None when not known.
         quirks: what its release needs otherwise.
         listed: whether its servers, as far as they told, have the model.
+        known: whether any of them told anything yet; else the above is a guess.
     """
 
     wires: frozenset[Wire]
@@ -46,6 +47,7 @@ class Offer(Struct, frozen=True):
     context_tokens: int | None = None
     quirks: Quirk = Quirk.NONE
     listed: bool = True
+    known: bool = True
 
 
 class Diversion(Struct, frozen=True):
@@ -71,3 +73,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     revision: int
     shadow: Target | None = None
     diverted: tuple[Diversion, ...] = ()
+
+    @property
+    def assigned(self) -> str:
+        """The provider that the request was assigned to, whoever it was diverted to."""
+        return self.diverted[0].provider if self.diverted else self.targets[0].provider

@@ -1,8 +1,8 @@
 """What happened, as frozen facts on a synchronous bus. Requests go down; facts go sideways, here.
 
-Who emits: engine (requests, attempts), gateway (refusals), providers (probes, breaker), control (flags). Who listens:
-telemetry, breaker, guard. A listener must return at once; what it raises is caught, counted as `InternalError` and
-never reaches a request.
+Who emits: engine (requests, attempts), gateway (refusals), providers (probes, breaker), control (flags, incidents),
+guard (verdicts). Who listens: telemetry, breaker, guard, rollout. A listener must return at once; what it raises is
+caught, counted as `InternalError` and never reaches a request.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from memos_llm.core.call import Feature, Operation, Usage, Wire
+from memos_llm.core.commands import Incident
 from memos_llm.core.decision import Decision
 from memos_llm.core.flags import Flags
 from memos_llm.core.outcome import Outcome
+from memos_llm.core.verdicts import ArmWindow, Evaluation
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -29,13 +31,43 @@ class RequestStarted(Event, frozen=True, kw_only=True):
 
 
 class AttemptStarted(Event, frozen=True, kw_only=True):
+    """One try begins.
+
+    Attributes:
+        decision, component, model, operation: of the request, as in `RequestStarted`.
+        key: tells requests of one split key from others, in this process only; never shown.
+        retry: how often the client's SDK says that it has tried before.
+        needs: of the call.
+    """
+
     request_id: str
     provider: str
     arm: str
+    endpoint: str
+    decision: Decision
+    component: str
+    model: str
+    operation: Operation
+    stream: bool
+    key: int = 0
+    retry: int = 0
+    needs: Feature = Feature.NONE
+
+
+class ContentBegan(Event, frozen=True, kw_only=True):
+    """The first content of a stream has come; `ttft_s` as in `AttemptEnded`."""
+
+    request_id: str
+    provider: str
+    endpoint: str
+    ttft_s: float
 
 
 class AttemptEnded(Event, frozen=True, kw_only=True):
-    """One try. `ttft_s` is first content minus the attempt's start, streams only."""
+    """One try. `ttft_s` is first content minus the attempt's start, streams only; `tpot_s` as in `RequestEnded`.
+
+    `silent`: the endpoint gave nobody any content since the attempt began; told of a cancelled one only.
+    """
 
     request_id: str
     provider: str
@@ -46,6 +78,8 @@ class AttemptEnded(Event, frozen=True, kw_only=True):
     outcome: Outcome
     duration_s: float
     ttft_s: float | None = None
+    tpot_s: float | None = None
+    silent: bool = False
 
 
 class FellBack(Event, frozen=True, kw_only=True):
@@ -110,15 +144,38 @@ class KeyConcentrated(Event, frozen=True, kw_only=True):
     share: float
 
 
+class Load(Struct, frozen=True, kw_only=True):
+    """How busy an endpoint says it is.
+
+    Attributes:
+        running, waiting: requests there, everybody's. kv_cache: the part of it in use, 0…1.
+        steps: of its engine since it started; they stand still while one hangs.
+        prefix_queries, prefix_hits: tokens looked up in the prefix cache, and found, since it started.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache: float = 0.0
+    steps: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
 class ProbeEnded(Event, frozen=True, kw_only=True):
-    """One probe of one endpoint. `models` are the names that it serves, None when it could not be asked."""
+    """One probe of one endpoint. `models` are the names that it serves, None when it could not be asked.
+
+    `up` is what routing believes now; `failure` says that this probe failed and counts (an outcome kind, or `frozen`:
+    its engine stands still while requests run), and is empty for one that went well or says nothing.
+    """
 
     provider: str
     endpoint: str
     up: bool
+    failure: str = ""
     detail: str = ""
     models: tuple[str, ...] | None = None
     version: str = ""
+    load: Load | None = None
 
 
 class BreakerChanged(Event, frozen=True, kw_only=True):
@@ -131,6 +188,45 @@ class BreakerChanged(Event, frozen=True, kw_only=True):
 
 class FlagsChanged(Event, frozen=True, kw_only=True):
     flags: Flags
+
+
+class IncidentOpened(Event, frozen=True, kw_only=True):
+    """This process has brought a rollback to the store: the latch and its record are there."""
+
+    incident: Incident
+
+
+class RollbackHeld(Event, frozen=True, kw_only=True):
+    """A trigger fired and the split stays as it is; told once, until something changes.
+
+    Attributes:
+        why: `baseline-down`, `baseline-unmapped`, `limit-unfit` (the baseline is as bad), `maintenance`, `no-share`, …
+        detail: in words.
+    """
+
+    provider: str
+    scope: str
+    trigger: str
+    why: str
+    detail: str = ""
+
+
+class GuardSaid(Event, frozen=True, kw_only=True):
+    """The guard's evaluations of the last second, of all rules over all sums. Also when nothing is wrong."""
+
+    at: float
+    evaluations: tuple[Evaluation, ...]
+    windows: tuple[ArmWindow, ...]
+
+
+class GuardBlind(Event, frozen=True, kw_only=True):
+    """What keeps the guard of this process from judging, and that it no longer does (`what` empty).
+
+    `what`: `lag` (the event loop is late: latencies measured here are not counted), `no-data`.
+    """
+
+    what: str
+    detail: str = ""
 
 
 class ConfigChanged(Event, frozen=True, kw_only=True):

@@ -28,6 +28,11 @@ class Latch(Struct, frozen=True):
     incident: str
     holddown_until: float
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the guard set it: only then there is a hold-down."""
+        return self.holddown_until > self.since
+
 
 class Verification(Struct, frozen=True, kw_only=True):
     """Proof that two back ends' vectors of one model are the same: `llmctl embeddings verify` records it.
@@ -54,7 +59,8 @@ class Scope(Struct, frozen=True):
 
     `share_ppm` is None for a component that follows `*` (it is listed for its epoch or latch only). `rearmed_at` is
     when its last latch was lifted (Unix time in seconds, 0 for never): evidence older than that latches it no more.
-    `new_index` is of embeddings alone: the index is built anew, so that unverified models move too.
+    `new_index` is of embeddings alone: the index is built anew, so that unverified models move too. `since` is when the
+    epoch began; `rolled_back`: the last automatic rollbacks, oldest first, which the hold-down grows by (Unix seconds).
     """
 
     share_ppm: int | None = None
@@ -62,6 +68,8 @@ class Scope(Struct, frozen=True):
     latch: Latch | None = None
     rearmed_at: float = 0.0
     new_index: bool = False
+    since: float = 0.0
+    rolled_back: tuple[float, ...] = ()
 
 
 class Flags(Struct, frozen=True, kw_only=True):
@@ -74,6 +82,7 @@ class Flags(Struct, frozen=True, kw_only=True):
         candidate: the provider that the shares were set for; empty while none was. What is one provider's never
             becomes another's because a configuration says so.
         verified: logical embedding model → the proof that its vectors are the same on both sides.
+        maintenance: provider → until when (Unix seconds) it is drained: its requests are diverted, nothing latches.
     """
 
     schema: int = SCHEMA
@@ -83,6 +92,7 @@ class Flags(Struct, frozen=True, kw_only=True):
     scopes: Mapping[str, Scope]
     candidate: str = ""
     verified: Mapping[str, Verification] = {}
+    maintenance: Mapping[str, float] = {}
 
     def scope(self, name: str) -> Scope:
         return self.scopes.get(name, Scope())
@@ -95,6 +105,10 @@ class Flags(Struct, frozen=True, kw_only=True):
         """The proof that a logical model's vectors are the same under these two names of it."""
         proof = self.verified.get(model)
         return proof if proof and (proof.baseline, proof.candidate) == (baseline, candidate) else None
+
+    def maintained(self, now: float) -> frozenset[str]:
+        """The providers under maintenance; `now` in Unix seconds."""
+        return frozenset(name for name, until in self.maintenance.items() if until > now)
 
     def given(self) -> dict[str, int]:
         """Every scope whose own share is above 0, and that share."""

@@ -1,6 +1,7 @@
 """What routing needs of the configuration, as plain data. Logic reads this and never the settings."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from msgspec import Struct
@@ -8,6 +9,7 @@ from msgspec import Struct
 from memos_llm.core.call import ModelSettings, Operation, Target
 from memos_llm.core.catalogue import Catalogue
 from memos_llm.core.flags import EMBEDDING
+from memos_llm.core.verdicts import Sum
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -80,6 +82,53 @@ class ComponentRule(Struct, frozen=True, kw_only=True):
     operation: Operation | None = None
 
 
+class Signal(StrEnum):
+    """Which latency is judged: of the whole answer, to the first content, or per output token (both: streams only)."""
+
+    E2E = "e2e"
+    TTFT = "ttft"
+    TPOT = "tpot"
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a sum of requests is held to; None switches a trigger off.
+
+    Attributes:
+        error_rate: the part that may fail, 0…1. latency_p95_s: 95 of 100 must be faster, by `signal`.
+        window_s: the time looked back over. min_requests: fewer give no verdict. confidence: 0…1, 0: plain threshold.
+        consecutive_timeouts, health_failures: time-outs, and failed probes, in a row.
+        abandon_s: a caller who leaves after waiting this long for nothing may count as a time-out.
+    """
+
+    error_rate: float | None = 0.05
+    latency_p95_s: float | None = 5.0
+    signal: Signal = Signal.E2E
+    window_s: int = 300
+    min_requests: int = 50
+    confidence: float = 0.999
+    consecutive_timeouts: int | None = 3
+    health_failures: int | None = 3
+    abandon_s: float = 20.0
+
+
+class GuardPolicy(Struct, frozen=True, kw_only=True):
+    """What the guard holds providers to. The limits of a model go before those of a component, these before a
+    provider's, these before the default; each is whole (the configuration has filled in what one leaves out).
+    """
+
+    enabled: bool = True
+    default: Limits = Limits()
+    providers: Mapping[str, Limits] = {}
+    components: Mapping[str, Limits] = {}
+    models: Mapping[str, Limits] = {}
+
+    def limits(self, sum: Sum) -> Limits:
+        return self.of(sum.provider, sum.component, sum.model)
+
+    def of(self, provider: str, component: str = "", model: str = "") -> Limits:
+        return self.models.get(model) or self.components.get(component) or self.providers.get(provider) or self.default
+
+
 class Policy(Struct, frozen=True, kw_only=True):
     """The routing policy; replaced as a whole when the configuration changes.
 
@@ -89,6 +138,7 @@ class Policy(Struct, frozen=True, kw_only=True):
         pins: component → provider name, for components that do not follow the share.
         common: provider → the settings of models that the catalogue does not know.
         retries: same-target retries beyond the ones for connection errors; `backoff_s` is their first pause.
+        guard: what the guard holds providers to.
         generation: grows with every reload, so that what is derived from a policy can be kept per policy.
     """
 
@@ -104,6 +154,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     backoff_s: float = 0.2
     generation: int = 0
     rules: tuple[ComponentRule, ...] = ()
+    guard: GuardPolicy = GuardPolicy()
 
     def component(self, model: str, operation: Operation) -> str:
         """The component of a call that names none: the first rule that fits, else the operation's, else `default`."""

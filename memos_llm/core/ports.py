@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, Unpack, runtime_checkable
 from msgspec import Struct
 
 from memos_llm.core.call import Call, Frame, Target, WireRequest
-from memos_llm.core.commands import Actor, Audit, Command, Incident
+from memos_llm.core.commands import Actor, Audit, Command, Incident, Rollback
 from memos_llm.core.decision import Decision, Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import ProbeEnded
@@ -18,6 +18,8 @@ from memos_llm.core.flags import Flags
 from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.policy import Policy
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk
+from memos_llm.core.verdicts import Evidence
+from memos_llm.core.windows import Merged, WindowDelta
 
 Clock = Callable[[], float]
 
@@ -97,6 +99,18 @@ class Transport(Protocol):
 
     def offer(self, model: str) -> Offer:
         """What it can do with one of its own model names now. No I/O, called for every request."""
+        ...
+
+    async def acquaint(self, model: str) -> Offer:
+        """Look at its endpoints, if nothing is known of them yet, for a moment; what it offers then."""
+        ...
+
+    def serving(self, model: str) -> Sequence[str]:
+        """The endpoints that serve one of its own model names, usable or not, as far as is known. No I/O."""
+        ...
+
+    def content_at(self, endpoint: str) -> float:
+        """When an endpoint last gave anybody any content (the transport's monotonic clock); −inf if never. No I/O."""
         ...
 
     def pick(self, model: str, key: bytes = b"") -> str:
@@ -281,13 +295,20 @@ class Engine(Protocol):
 
 
 class Instance(Struct, frozen=True, kw_only=True):
-    """A process that follows the flags. `at` is its last heartbeat (Unix seconds); live means younger than 5 s."""
+    """A process that follows the flags. `at` is its last heartbeat (Unix seconds); live means younger than 5 s.
+
+    `dead`: the endpoints (URLs) whose probes fail for this process, as the guard counts them; None: it does not probe.
+    """
 
     id: str
     kind: str
     revision: int
     at: float
     ephemeral: bool = False
+    dead: tuple[str, ...] | None = None
+
+
+MOST_EVIDENCE = 32  # of one incident
 
 
 class Conflict(Exception):
@@ -295,7 +316,7 @@ class Conflict(Exception):
 
 
 class StateStore(Protocol):
-    """Flags, history, incidents, instances, the inventory: kept for all processes.
+    """Flags, history, incidents, windows, instances, the inventory: kept for all processes.
 
     Every call may raise `StoreUnreachable`.
     """
@@ -310,6 +331,7 @@ class StateStore(Protocol):
 
     async def commit(self, expected: int, flags: Flags, audit: Audit, incident: Incident | None = None) -> None:
         """Flags, audit entry and incident in one transaction. `expected` is the revision replaced, 0 for a new store.
+        Of an incident that is there already the first writer's stands.
 
         Raises:
             Conflict: another revision is there.
@@ -322,6 +344,34 @@ class StateStore(Protocol):
 
     async def incidents(self, limit: int) -> Sequence[Incident]:
         """Newest first."""
+        ...
+
+    async def note(self, incident: str, evidence: Evidence) -> None:
+        """Add evidence to an incident; beyond `MOST_EVIDENCE` it is dropped, and so is that of an unknown incident.
+
+        Raises:
+            Refused: the store is of a newer schema.
+        """
+        ...
+
+    async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        """Add to the windows' rows, all or nothing, each delta to its second and to its minute; return what changed
+        since `cursor` (0, or one of another life of the store: all that is kept). Rows older than `KEEP_FINE_S`,
+        `KEEP_COARSE_S` are dropped. None to add: only look.
+
+        Raises:
+            Refused: the store is of a newer schema, and there was something to add.
+        """
+        ...
+
+    async def claim(self, by: str, lease_s: float) -> Incident | None:
+        """An incident that nobody was told of yet, oldest first, for `by` to tell within `lease_s`; nobody else gets
+        it meanwhile. None: there is none.
+        """
+        ...
+
+    async def told(self, incident: str) -> None:
+        """The webhooks have been told of an incident (or given up): it is not claimed again."""
         ...
 
     async def heartbeat(self, instance: Instance) -> None:
@@ -358,8 +408,10 @@ class LiveFlags(Protocol):
         """Never waits."""
         ...
 
-    def cut(self, rollback: Command) -> None:
-        """Apply a rollback here at once; kept until published or superseded."""
+    def cut(self, rollback: Rollback) -> None:
+        """Apply a rollback here at once; kept until published or superseded (which also brings its evidence to the
+        incident, whoever's that is).
+        """
         ...
 
     async def submit(self, command: Command, actor: Actor) -> Flags:

@@ -6,7 +6,7 @@ counted, recorded or hit by a fault (but a refused port refuses it too).
 | route | does |
 |---|---|
 | `GET /_emulator/faults` | faults set now, and the choices |
-| `POST /_emulator/faults` | `{"set": [...]}` replaces, `{"add": [...]}` adds; `refuse` needs a `for_s` here |
+| `POST /_emulator/faults` | `{"set": [...]}` replaces, `{"add": [...]}` adds; `refuse` needs an end here |
 | `DELETE /_emulator/faults` | clears |
 | `GET /_emulator/counters` | counters as JSON |
 | `GET, POST /_emulator/timing` | `{"ttft_s": 0.1, "inter_token_s": 0.02}` |
@@ -226,7 +226,7 @@ class Emulator(ABC):
         fault = self.faults.take("before", data_route=data_route)
         if fault is None:
             await self.dispatch(exchange)
-        elif fault.name == "slow_first_byte":
+        elif fault.name in ("slow_first_byte", "drift"):
             await asyncio.sleep(fault.seconds)
             await self.dispatch(exchange)
         elif fault.name == "garbage":
@@ -303,8 +303,8 @@ def _show_faults(emulator: Emulator, given: Mapping[str, Any]) -> dict[str, Any]
 
 def _post_faults(emulator: Emulator, given: Mapping[str, Any]) -> dict[str, Any]:
     faults = [Fault.parse(spec) for key in ("set", "add") for spec in given.get(key, [])]
-    if any(fault.name == "refuse" and fault.for_s is None for fault in faults):
-        raise ValueError("refuse closes this port too: give it a for_s")
+    if any(fault.name == "refuse" and fault.for_s is None and fault.every_s is None for fault in faults):
+        raise ValueError("refuse closes this port too: give it a for_s or an every_s")
     if "set" in given:
         emulator.faults.set(*given["set"])
     emulator.faults.add(*given.get("add", []))

@@ -2,7 +2,7 @@
 
 Decides nothing about bytes: a fault is a name with numbers; the engines and `playing` act on it.
 Invariants: an unknown name or argument is an error that lists the choices; a fault ends by `count`, by `for_s`
-or when cleared; the choice by `rate` comes from a seeded generator, so a run repeats.
+or when cleared; with `every_s` it comes and goes; the choice by `rate` comes from a seeded generator, so a run repeats.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "hang": Kind("accept the request and never answer", "before"),
         "hang_after_headers": Kind("send status and headers, then nothing", "before"),
         "slow_first_byte": Kind("wait before doing anything (seconds=1)", "before", ("seconds",)),
+        "drift": Kind("wait longer and longer (seconds=1 more each minute)", "before", ("seconds",)),
         "garbage": Kind("answer bytes that are not HTTP, then close", "before"),
         "status": Kind("answer an error status in the server's own words (code=500)", "before", ("code",)),
         "model_missing": Kind("answer as if the model were not there (404)", "before"),
@@ -49,6 +50,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "runner_crash": Kind("the runner dies after some content events (after=2)", "answer", ("after",), ("ollama",)),
         "engine_dead": Kind("streams end in an error, requests get 500, /health 503", "engine", (), ("vllm",)),
         "hang_engine": Kind("requests hang, /health stays 200, no engine step", "engine", (), ("vllm",)),
+        "no_auto_tools": Kind("as started without --enable-auto-tool-choice", "engine", (), ("vllm",)),
         "finish_abort": Kind('end with finish_reason "abort"', "answer", (), ("vllm",)),
         "no_usage": Kind("leave the usage chunk or object out", "answer", (), ("vllm",)),
         "repeat_tool_metadata": Kind("repeat id and name on the last tool delta", "answer", (), ("vllm",)),
@@ -60,8 +62,8 @@ FAULTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         for engine in BOTH
     }
 )
-COMMON_ARGS = ("rate", "count", "for_s", "all")
-_ENGINE_ARGS = ("for_s",)  # such a fault hits the whole engine, so it cannot be for some requests only
+COMMON_ARGS = ("rate", "count", "for_s", "every_s", "all")
+_ENGINE_ARGS = ("for_s", "every_s")  # such a fault hits the whole engine, so it cannot be for some requests only
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Fault:
 
     Args:
         rate: share of requests hit, 0 to 1. count: hit only the next N requests. for_s: seconds until it ends
-            by itself. all: also on routes that are not inference routes.
+            by itself. every_s: on for so many seconds, then off for as many, again and again.
+        all: also on routes that are not inference routes.
         after: content events before it acts. seconds: how long. code: HTTP status.
         where: "headers" or "preamble". reset: end the connection by RST instead of FIN.
     """
@@ -79,6 +82,7 @@ class Fault:
     rate: float = 1.0
     count: int | None = None
     for_s: float | None = None
+    every_s: float | None = None
     all: bool = False
     after: int = 2
     seconds: float = 1.0
@@ -138,6 +142,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "rate": _number_between(0.0, 1.0),
     "count": int,
     "for_s": _number_between(0.0, _FOREVER),
+    "every_s": _number_between(0.01, _FOREVER),
     "all": _flag,
     "after": int,
     "seconds": _number_between(0.0, _FOREVER),
@@ -157,8 +162,18 @@ def _value(name: str, key: str, text: str) -> Any:
 @dataclass(slots=True)
 class _Entry:
     fault: Fault
+    since: float
     until: float | None
     left: int | None
+
+    def on(self, now: float) -> bool:
+        every_s = self.fault.every_s
+        return every_s is None or int((now - self.since) / every_s) % 2 == 0
+
+    def changes_at(self, now: float) -> list[float]:
+        every_s = self.fault.every_s
+        flip = [] if every_s is None else [self.since + (int((now - self.since) / every_s) + 1) * every_s]
+        return flip if self.until is None else [self.until, *flip]
 
 
 class FaultBoard:
@@ -194,20 +209,25 @@ class FaultBoard:
 
     def active(self, name: str) -> bool:
         """Whether a fault that acts on the whole server (not on single requests) is on."""
-        return any(entry.fault.name == name for entry in self._alive())
+        return any(entry.fault.name == name for entry in self._on())
+
+    def whole(self, name: str) -> bool:
+        """Whether a fault hits every request, until it is cleared or its time is over."""
+        return any(e.fault.name == name and e.fault.rate >= 1.0 and e.left is None for e in self._on())
 
     def refusing(self) -> bool:
         """Whether the listening socket is to be closed: `refuse` on every connection, without a count."""
-        return any(e.fault.name == "refuse" and e.fault.rate >= 1.0 and e.left is None for e in self._alive())
+        return self.whole("refuse")
 
     def next_change_s(self) -> float | None:
-        """Seconds until a fault ends by itself, None if none will."""
-        ends = [entry.until for entry in self._alive() if entry.until is not None]
-        return max(0.0, min(ends) - self._clock()) if ends else None
+        """Seconds until a fault comes, goes or ends by itself, None if none will."""
+        now = self._clock()
+        changes = [at for entry in self._alive() for at in entry.changes_at(now)]
+        return max(0.0, min(changes) - now) if changes else None
 
     def take(self, stage: str, *, data_route: bool = True) -> Fault | None:
         """The fault this request gets at this stage, if any; uses up one of its count."""
-        for entry in self._alive():
+        for entry in self._on():
             fault = entry.fault
             if fault.stage != stage or not (data_route or fault.all):
                 continue
@@ -215,8 +235,18 @@ class FaultBoard:
                 if entry.left is not None:
                     entry.left -= 1
                 self.fired[fault.name] += 1
-                return fault
+                return self._grown(entry)
         return None
+
+    def _grown(self, entry: _Entry) -> Fault:
+        fault = entry.fault
+        if fault.name != "drift":
+            return fault
+        return replace(fault, seconds=fault.seconds * (self._clock() - entry.since) / 60)
+
+    def _on(self) -> list[_Entry]:
+        now = self._clock()
+        return [entry for entry in self._alive() if entry.on(now)]
 
     def _alive(self) -> list[_Entry]:
         now = self._clock()
@@ -232,4 +262,5 @@ class FaultBoard:
         choices = FAULTS[self._engine]
         if fault.name not in choices:
             raise ValueError(f"{self._engine} has no fault {fault.name!r}; choose from: {', '.join(choices)}")
-        return _Entry(fault, None if fault.for_s is None else self._clock() + fault.for_s, fault.count)
+        now = self._clock()
+        return _Entry(fault, now, None if fault.for_s is None else now + fault.for_s, fault.count)

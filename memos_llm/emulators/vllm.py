@@ -42,6 +42,7 @@ _KEEP_ALIVE_S = 5.0
 _DEFAULT_MODELS = ("Qwen/Qwen3-8B",)
 _QUEUE_TEXT = "The server is overloaded: too many requests are queued. Please retry later."
 _MESSAGES = "/v1/messages"
+OTHER_MODEL = "another/model"
 _COUNT_TOKENS = "/v1/messages/count_tokens"
 _RESPONSES = "/v1/responses"
 
@@ -184,6 +185,8 @@ class VllmEmulator(Emulator):
 
     def faults_changed(self) -> None:
         self.engine_core.set_state(dead=self.faults.active("engine_dead"), hung=self.faults.active("hang_engine"))
+        without = self.faults.active("no_auto_tools")
+        self._jobs.limits = replace(self._limits, auto_tools=self._limits.auto_tools and not without)
 
     async def before(self, exchange: Exchange, fault: Fault) -> None:
         code = {"model_missing": 404, "queue_full": 503}.get(fault.name, fault.code)
@@ -284,7 +287,10 @@ class VllmEmulator(Emulator):
         await exchange.reply(200, page, headers)
 
     async def _models(self, exchange: Exchange) -> None:
-        await _answer(exchange, {"object": "list", "data": self._served.cards(int(time.time()))})
+        cards = self._served.cards(int(time.time()))
+        if self.faults.whole("model_missing"):  # a server has a model always: it is another one
+            cards = [{**cards[0], "id": OTHER_MODEL, "root": OTHER_MODEL}]
+        await _answer(exchange, {"object": "list", "data": cards})
 
     async def _tokenize(self, exchange: Exchange) -> None:
         await _answer(exchange, self._jobs.tokenized(_read(exchange)))

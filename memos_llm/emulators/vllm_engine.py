@@ -1,17 +1,20 @@
 """vLLM's engine as seen from outside: who runs, who waits, steps, token counts, and the prefix cache.
 
-Facts: vLLM 0.33 source. A client that leaves is aborted at once and shows in no request metric; a hung engine
-keeps its requests "running" while the step counter stands still; blocks of one process are found again by requests
-that begin alike, whoever sent them.
+Facts: vLLM 0.33 source. A client that leaves is aborted at once and shows in no request metric. The gauges come from
+the engine's steps: a hung engine keeps its requests "running", those that left as well, and every number of its page
+stands still. A long prompt is read in chunks, and only the use of the KV cache tells of them. Blocks of one process
+are found again by requests that begin alike, whoever sent them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
 from memos_llm.emulators.emulator import Timing
 from memos_llm.emulators.playing import EngineFailure
@@ -20,6 +23,15 @@ from memos_llm.emulators.vllm_tokens import blocks
 
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 BLOCK_SIZE = 16  # tokens
+CHUNK_S = 1.0  # a step that reads a part of a long prompt takes no longer
+
+
+class Gauges(NamedTuple):
+    """What the page tells of this moment; `kv`: share of the cache in use, 0 to 1."""
+
+    running: int
+    waiting: int
+    kv: float
 
 
 class PrefixCache:
@@ -75,7 +87,8 @@ class Engine:
         self.kv_tokens = kv_tokens
         self._on_token = on_token
         self.max_queued = max_queued
-        self.running = self.waiting = self.held_tokens = 0
+        self.running = self.waiting = 0
+        self.held_tokens = 0.0
         self.prompt_tokens = self.generation_tokens = self.cached_tokens = 0
         self.rejected = 0
         self.finished: Counter[str] = Counter()
@@ -84,6 +97,7 @@ class Engine:
         self.dead = False
         self._moving = asyncio.Event()
         self._moving.set()
+        self._stood: Gauges | None = None
         self._died = asyncio.Event()
 
     def set_state(self, *, dead: bool, hung: bool) -> None:
@@ -91,8 +105,10 @@ class Engine:
         self.dead = dead
         if hung and not dead:
             self._moving.clear()
+            self._stand()
         else:
             self._moving.set()
+            self._stood = None
         if dead:
             self._died.set()
         else:
@@ -112,13 +128,13 @@ class Engine:
         finally:
             self.waiting -= 1
         self.running += 1
-        self.held_tokens += len(prompt)
+        self._stand()
         run.scheduled = time.monotonic()
         try:
             yield run
         finally:
             self.running -= 1
-            self.held_tokens -= len(prompt) + run.generated
+            self.held_tokens -= run.read + run.generated
             self._seats.release()
 
     async def pause(self, seconds: float) -> None:
@@ -135,6 +151,20 @@ class Engine:
         await self._moving.wait()
         if self.dead:
             raise EngineFailure(DEAD)
+
+    async def read(self, run: Run, tokens: int) -> None:
+        """Let the time pass that a prompt takes, chunk by chunk.
+
+        Raises:
+            EngineFailure: as `pause`.
+        """
+        chunks = max(1, math.ceil(self._timing.ttft_s / CHUNK_S))
+        seconds = self._timing.ttft_s / chunks
+        for chunk in range(chunks):
+            read = tokens * (chunk + 1) / chunks
+            self.held_tokens += read - run.read
+            run.read = read
+            await self.pause(seconds)
 
     def step(self, tokens: int) -> None:
         """Count one engine step that generated so many tokens."""
@@ -160,9 +190,18 @@ class Engine:
         """How slow it is."""
         return self._timing
 
+    def gauges(self) -> Gauges:
+        """What its page shows: as of the last step."""
+        return self._stood or Gauges(self.running, self.waiting, self.kv_usage())
+
     def kv_usage(self) -> float:
         """Share of the KV cache in use, 0 to 1."""
-        return min(1.0, self.held_tokens / self.kv_tokens)
+        return min(1.0, max(0.0, round(self.held_tokens / self.kv_tokens, 12)))
+
+    def _stand(self) -> None:
+        """In a hang that finds nobody there, the step after the first request's is the one that never ends."""
+        if self._stood is None and self.running and not self._moving.is_set():
+            self._stood = self.gauges()
 
 
 class Run:
@@ -171,6 +210,7 @@ class Run:
     def __init__(self, engine: Engine, prompt: Sequence[int]) -> None:
         self._engine, self._prompt = engine, prompt
         self.generated = self.cached = 0
+        self.read = 0.0
         self._arrived = time.monotonic()
         self.scheduled = self._first = self._last = self._arrived
 
@@ -181,7 +221,10 @@ class Run:
             EngineFailure: the engine is dead.
         """
         first = self.generated == 0
-        await self._engine.pause(self._engine.timing.ttft_s if first else self._engine.timing.inter_token_s)
+        if first:
+            await self._engine.read(self, len(self._prompt))
+        else:
+            await self._engine.pause(self._engine.timing.inter_token_s)
         now = time.monotonic()
         if first:
             self._engine.histograms["time_to_first_token_seconds"].observe(now - self._arrived)
@@ -199,7 +242,7 @@ class Run:
         Raises:
             EngineFailure: the engine is dead.
         """
-        await self._engine.pause(self._engine.timing.ttft_s)
+        await self._engine.read(self, len(self._prompt))
         self._first = self._last = time.monotonic()
         self.cached = self._engine.prefill(self._prompt, 0)
 

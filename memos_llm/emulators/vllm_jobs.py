@@ -46,7 +46,7 @@ class Jobs:
     """Makes jobs of requests."""
 
     def __init__(self, model: Model, served: Served, limits: Limits) -> None:
-        self._model, self._served, self._limits = model, served, limits
+        self._model, self._served, self.limits = model, served, limits
         self._release: Release = limits.release
         self._ids = random.Random(model.seed)
         self.vocabulary = Vocabulary()
@@ -68,12 +68,12 @@ class Jobs:
         Raises:
             Rejection: in the server's words.
         """
-        vllm_checks.check_chat(given, self._limits)
+        vllm_checks.check_chat(given, self.limits)
         model = self._served.shown(given.get("model"))
-        vllm_checks.check_chat_of_model(given, self._limits)
+        vllm_checks.check_chat_of_model(given, self.limits)
         ids = self.conversation(given)
         wanted = next((given[n] for n in ("max_completion_tokens", "max_tokens") if given.get(n) is not None), None)
-        limit = output_limit(wanted, len(ids), self._limits.max_model_len, self._release)
+        limit = output_limit(wanted, len(ids), self.limits.max_model_len, self._release)
         thinking = self._thinks(given) and given.get("continue_final_message") is not True
         how = _How(given.get("tools"), given.get("tool_choice"), thinking)
         said = self._said(given, given["messages"], limit, len(repr(given["messages"])), Held(given), how)
@@ -86,9 +86,9 @@ class Jobs:
         Raises:
             Rejection: in the server's words.
         """
-        vllm_checks.check_completion(given, self._limits)
+        vllm_checks.check_completion(given, self.limits)
         model = self._served.shown(given.get("model"))
-        vllm_checks.check_completion_of_model(given, self._limits)
+        vllm_checks.check_completion_of_model(given, self.limits)
         wanted = given.get("max_tokens", _COMPLETION_MAX_TOKENS)
         if wanted is None and self._release.has("null max_tokens is absent"):
             wanted = _COMPLETION_MAX_TOKENS
@@ -96,7 +96,7 @@ class Jobs:
         for text in self._texts(given["prompt"]):
             ids = self.vocabulary.ids(text)
             limit = output_limit(
-                wanted or (1 if wanted == 0 else None), len(ids), self._limits.max_model_len, self._release
+                wanted or (1 if wanted == 0 else None), len(ids), self.limits.max_model_len, self._release
             )
             said += self._said(given, [{"role": "raw", "content": text}], limit, len(text), held, _How())
             echoed = answers.tokens(text) if given.get("echo") else ()
@@ -128,14 +128,14 @@ class Jobs:
             raise schema_error(("prompt",), kind, text, given.get("prompt", given))
         self._served.shown(given.get("model"))
         if given.get("messages") is not None:
-            vllm_checks.check_parts(given["messages"], self._limits)
+            vllm_checks.check_parts(given["messages"], self.limits)
             ids = self.conversation(given)
             if given.get("add_generation_prompt") is False:
                 ids = ids[:-3]
         else:
             ids = self.vocabulary.ids(given["prompt"])
         texts = [self.vocabulary.piece(token) for token in ids] if given.get("return_token_strs") else None
-        return {"count": len(ids), "max_model_len": self._limits.max_model_len, "tokens": ids, "token_strs": texts}
+        return {"count": len(ids), "max_model_len": self.limits.max_model_len, "tokens": ids, "token_strs": texts}
 
     def detokenized(self, given: dict[str, Any]) -> dict[str, Any]:
         """The answer of `/detokenize`.

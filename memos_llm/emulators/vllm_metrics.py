@@ -94,13 +94,14 @@ def _spellings(name: str, release: Release) -> list[str]:
 
 
 def _gauges(page: _Page, engine: Engine, release: Release) -> None:
-    page.gauge("num_requests_running", engine.running)
-    page.gauge("num_requests_waiting", engine.waiting)
+    now = engine.gauges()
+    page.gauge("num_requests_running", now.running)
+    page.gauge("num_requests_waiting", now.waiting)
     for behaviour, name in (("kv_cache metrics", "kv_cache_usage_perc"), ("gpu_ metrics", "gpu_cache_usage_perc")):
         if release.has(behaviour):
-            page.gauge(name, engine.kv_usage())
+            page.gauge(name, now.kv)
     if release.has("waiting by reason metric"):
-        page.split("num_requests_waiting_by_reason", "gauge", "reason", {"capacity": engine.waiting, "deferred": 0})
+        page.split("num_requests_waiting_by_reason", "gauge", "reason", {"capacity": now.waiting, "deferred": 0})
     page.split("engine_sleep_state", "gauge", "sleep_state", {"awake": 1, "weights_offloaded": 0, "discard_all": 0})
 
 

@@ -8,6 +8,7 @@ from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.policy import Endpoint
 from memos_llm.providers.affinity import fingerprint
 from memos_llm.providers.breaker import Breaker
+from memos_llm.providers.engines import Stillness
 from memos_llm.providers.places import Places
 
 FOUND_DOWN = "endpoint_down"  # the code of a time-out: probes found the endpoint dead
@@ -23,8 +24,9 @@ class EndpointState:
         misses: probes that failed in a row. heard_at: when a request there last got a byte.
         in_flight: requests from `begin` until their lease ends, those that still wait for a load or a place included.
         streams: how many of them stream by now. content_at: when any of these last moved, or the first one began.
+        answered_at: when anybody there, streaming or not, last got any content.
         loads: model loads of ours under way. loading: it seems to load a model for someone.
-        stalled: it is down because no stream moved.
+        stalled: it is down because no stream moved. engines: whether they stand still, where it tells of them.
         waiting: tasks within `patience`; `cut`: those that were told to give up. downs: how often they were, `why`
             the last time.
     """
@@ -47,9 +49,11 @@ class EndpointState:
         self.turn = 0
         self.streams = 0
         self.content_at = float("-inf")
+        self.answered_at = float("-inf")
         self.loads = 0
         self.loading = False
         self.stalled = False
+        self.engines = Stillness()
         self.waiting: set[asyncio.Task[object]] = set()
         self.cut: set[asyncio.Task[object]] = set()
         self.downs = 0
@@ -137,8 +141,10 @@ class Lease:
         """Bytes of its answer have come."""
         state = self.state
         state.heard_at = now
-        if content and self._streams:
-            state.content_at = now
+        if content:
+            state.answered_at = now
+            if self._streams:
+                state.content_at = now
 
     def end(self) -> None:
         if not self._open:

@@ -167,8 +167,12 @@ class Pool:
         found = self._serving[model] = tuple(sure or unknown or states)
         return found
 
+    def elapsed(self, state: EndpointState) -> None:
+        """Tell of a breaker whose time is over though nobody came: it refuses nobody any more."""
+        self._half_open(state)
+
     def _half_open(self, state: EndpointState) -> None:
-        """A request is about to be sent there: an open breaker whose time is over takes it for a trial."""
+        """An open breaker whose time is over takes the next request for a trial."""
         before = state.breaker.state
         if before is not State.CLOSED:
             state.breaker.admits(self._clock())

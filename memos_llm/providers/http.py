@@ -142,7 +142,7 @@ class HttpTransport:
             queue_s=spec.queue_s,
         )
         self._several = len(spec.endpoints) > 1
-        self._first_look: asyncio.Task[Sequence[ProbeEnded]] | None = None
+        self._first_look: asyncio.Task[None] | None = None
         self._urls = {
             (state.url, wire): state.url + path for state in self._pool for wire, path in profile.paths.items()
         }
@@ -168,6 +168,19 @@ class HttpTransport:
         offers = self._offers.get(model) or self._remember(model, serving)
         return offers[self._pool.refusal(serving)]
 
+    async def acquaint(self, model: str) -> Offer:
+        """One look for all that ask meanwhile. One that is slow to say is taken for what it was."""
+        if self._first_look is None or self._first_look.done():
+            self._first_look = asyncio.create_task(self._look(), name=f"look.{self.name}")
+        await asyncio.wait({self._first_look}, timeout=FIRST_LOOK_S)
+        return self.offer(model)
+
+    def serving(self, model: str) -> Sequence[str]:
+        return [state.url for state in self._pool.serving(model)]
+
+    def content_at(self, endpoint: str) -> float:
+        return self._pool.find(endpoint).answered_at
+
     def pick(self, model: str, key: bytes = b"") -> str:
         return self._pool.pick(model, key).url
 
@@ -189,12 +202,11 @@ class HttpTransport:
         return HttpReply(raw, lease, self._clock)
 
     async def _acquainted(self, request: WireRequest, state: EndpointState) -> EndpointState:
-        """Where it goes. Of several endpoints about which nothing is known yet, the first look decides: one that does
-        not have the model would refuse it, and its twin beside it has it.
+        """Where it goes: of several endpoints about which nothing was known, one that does not have the model would
+        refuse it, and its twin beside it has it.
         """
-        if self._first_look is None:
-            self._first_look = asyncio.create_task(self.probe(), name=f"look.{self.name}")
-        await asyncio.wait({self._first_look}, timeout=FIRST_LOOK_S)
+        if not self.offer(request.model).known:
+            await self.acquaint(request.model)
         return state if state in self._pool.serving(request.model) else self._pool.find(self.pick(request.model))
 
     async def _open(self, lease: Lease, request: WireRequest, url: str) -> RawReply:
@@ -279,10 +291,11 @@ class HttpTransport:
         for state in serving:
             needed |= quirks(self._kind, state.version)
         context_tokens, listed = self._pool.context_tokens(model), self._pool.lists(model)
+        known = any(state.version or state.served is not None for state in serving)
         if len(self._offers) >= _MAX_REMEMBERED:
             self._offers.clear()
         offers = self._offers[model] = {
-            why: Offer(self._wires, self._profile.features, why, context_tokens, needed, listed)
+            why: Offer(self._wires, self._profile.features, why, context_tokens, needed, listed, known)
             for why in (None, DOWN, BREAKER_OPEN)
         }
         return offers
@@ -291,7 +304,7 @@ class HttpTransport:
         found = await check(lambda path: self._get(state, path), self._profile.ask)
         if self._looks and found.failure is None:
             await self._loads.look(state)
-        note(self._pool, state, found, self._clock())
+        failure = note(self._pool, state, found, self._clock())
         self._offers.clear()
         if found.failure is Kind.CONNECT:
             self._loads.warmth(state).clear()
@@ -299,10 +312,24 @@ class HttpTransport:
             provider=self.name,
             endpoint=state.url,
             up=state.up is not False,  # as routing sees it: one silent probe is no verdict
-            detail=STALLED if state.stalled else found.detail,
+            failure=failure,
+            detail=STALLED if state.stalled else found.detail or failure,
             models=found.models,
             version=found.version,
+            load=found.load,
         )
+
+    async def _look(self) -> None:
+        await asyncio.gather(*(self._learn(state) for state in self._pool))
+
+    async def _learn(self, state: EndpointState) -> None:
+        """A look for what an endpoint tells. One that tells nothing is not held for down: who looks only once, for a
+        request that waits, would never see it come back.
+        """
+        found = await check(lambda path: self._get(state, path), self._profile.ask)
+        if found.failure is None:
+            note(self._pool, state, found, self._clock())
+            self._offers.clear()
 
     async def _probe_alone(self, state: EndpointState) -> None:
         try:

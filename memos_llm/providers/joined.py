@@ -75,6 +75,15 @@ class JoinedTransport:
     def offer(self, model: str) -> Offer:
         return self._offers[self._pool.refusal((self._state,))]
 
+    async def acquaint(self, model: str) -> Offer:
+        return self.offer(model)
+
+    def serving(self, model: str) -> Sequence[str]:
+        return (self._state.url,)
+
+    def content_at(self, endpoint: str) -> float:
+        return self._state.answered_at
+
     def pick(self, model: str, key: bytes = b"") -> str:
         return self._pool.pick(model).url
 
@@ -94,9 +103,12 @@ class JoinedTransport:
 
     async def probe(self) -> Sequence[ProbeEnded]:
         found = await check(self.fetch, lambda _: self._health())
-        note(self._pool, self._state, found, self._clock())
+        failure = note(self._pool, self._state, found, self._clock())
         up = self._state.up is not False
-        return (ProbeEnded(provider=self.name, endpoint=self._state.url, up=up, detail=found.detail),)
+        ended = ProbeEnded(
+            provider=self.name, endpoint=self._state.url, up=up, failure=failure, detail=found.detail or failure
+        )
+        return (ended,)
 
     def retire(self) -> None:
         self._pool.close()

@@ -197,6 +197,8 @@ class TypedProvider:
 
     async def _frames(self, call: Call, progress: _Progress) -> AsyncGenerator[Frame, None]:
         offer = self._transport.offer(call.model)
+        if not offer.known:
+            offer = await self._transport.acquaint(call.model)
         codec = self._codecs.find(call, offer)
         if codec is None:
             raise NotOffered(f"{self.name!r} cannot do this call for {call.model!r}", provider=self.name)

@@ -1,11 +1,13 @@
 """vLLM: the OpenAI wires, a bearer key, models by their exact names."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from memos_llm.core.call import Feature, Wire
 from memos_llm.dialects.jsons import FAILURES
+from memos_llm.providers.engines import read_page
 from memos_llm.providers.health import Finding, Get, optional
 from memos_llm.providers.http import Profile
 
@@ -39,13 +41,18 @@ class _Models(msgspec.Struct):
 
 
 async def ask(get: Get) -> Finding:
-    """`/health` says whether the engine lives (503: dead); names and version are asked for besides."""
+    """`/health` says whether the engine lives (503: dead); names, version and load are asked for besides."""
     await get("/health")
-    cards = _cards(await optional(get, "/v1/models"))
+    models, version, metrics = await asyncio.gather(
+        optional(get, "/v1/models"), optional(get, "/version"), optional(get, "/metrics")
+    )
+    cards, page = _cards(models), read_page(metrics)
     return Finding(
         models=None if cards is None else tuple(card.id for card in cards),
         contexts=_contexts(cards or []),
-        version=_version(await optional(get, "/version")),
+        version=_version(version),
+        load=page.load() if page else None,
+        busy=page.busy() if page else {},
     )
 
 

@@ -103,6 +103,10 @@ class Attempt:
         """The back end's."""
         return {} if self._reply is None else self._reply.headers
 
+    def silent(self) -> bool:
+        """Whether its endpoint has given nobody any content since it began."""
+        return self._transport.content_at(self.endpoint) < self.started_at
+
     def pass_on(self) -> None:
         """Its unfinished answer goes to the caller as it is."""
         self.warnings = (*self.warnings, "passed-on:unfinished")
@@ -122,6 +126,8 @@ class Attempt:
             await self._reply.aclose()
 
     async def _until_committed(self, request_id: str) -> list[Frame]:
+        if not self._offer.known:  # its context and its release decide what is sent
+            self._offer = await self._transport.acquaint(self.target.model)
         request, self.warnings = self._codec.request(self._call, self.target, self._offer)
         request = replace(request, id=request_id, endpoint=self.endpoint)
         if request.more:

@@ -2,10 +2,10 @@
 
 Precedence, highest first: authorised override, latch, missing capability, component pin, component share, global
 share, baseline. What is passed through unread goes to the baseline. *Assign first, then divert*: a provider that
-refuses at the moment keeps its arm and is passed over.
+refuses at the moment, or is under maintenance, keeps its arm and is passed over.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from msgspec.structs import replace
@@ -21,6 +21,9 @@ from memos_llm.router.split import in_share
 Offers = Callable[[Target], Offer | None]
 """What a target's provider offers now; None for a provider that is switched off."""
 
+MAINTENANCE = "maintenance"
+NOBODY: frozenset[str] = frozenset()
+
 Carries = Callable[[Call, Offer], bool]
 """Whether any codec carries the call to such an offer."""
 
@@ -30,9 +33,17 @@ Chains = dict[tuple[str, str, bool], tuple[Target, ...]]
 
 
 def decide(
-    call: Call, flags: Flags, policy: Policy, offers: Offers, carries: Carries, chains: Chains | None = None
+    call: Call,
+    flags: Flags,
+    policy: Policy,
+    offers: Offers,
+    carries: Carries,
+    chains: Chains | None = None,
+    *,
+    drained: frozenset[str] = NOBODY,
 ) -> Decision:
     """The decision for one call. `chains` is remembered between calls under one policy; it changes no decision.
+    `drained`: the providers under maintenance now (`Flags.maintained`); an override asks one all the same.
 
     Raises:
         NotOffered: no target in the chain can do what the call asks for.
@@ -62,7 +73,8 @@ def decide(
     else:
         provider, reason = _assign(call, flags, policy, scope, lambda p: _missing(p, model, offered))
         chain = _chain(provider, call, model, policy, bool(scope.share_ppm), {} if chains is None else chains)
-    targets, diverted = _divert([(target, offer) for target in chain if (offer := offered(target)) is not None])
+    able = [(target, offer) for target in chain if (offer := offered(target)) is not None]
+    targets, diverted = _divert(_spared(able, drained - {call.override}) if drained else able)
     if not targets:
         raise NotOffered(f"no configured provider offers what this {call.wire.value} call for {call.model!r} needs")
     return Decision(
@@ -194,6 +206,14 @@ def _distinct(targets: Iterable[Target | None]) -> Iterator[Target]:
         if target is not None and (target.provider, target.model) not in seen:
             seen.add((target.provider, target.model))
             yield target
+
+
+def _spared(chain: Sequence[tuple[Target, Offer]], drained: Collection[str]) -> Sequence[tuple[Target, Offer]]:
+    """Who is under maintenance refuses, however well it is."""
+    return [
+        (target, replace(offer, refused=MAINTENANCE) if target.provider in drained else offer)
+        for target, offer in chain
+    ]
 
 
 def _divert(chain: Sequence[tuple[Target, Offer]]) -> tuple[tuple[Target, ...], tuple[Diversion, ...]]:

@@ -3,6 +3,7 @@
 Nothing here knows a dialect: errors are raised and the edge renders them.
 """
 
+import time
 from collections.abc import Callable
 
 from memos_llm.core.call import Call, Target
@@ -17,14 +18,18 @@ from memos_llm.router.answer import Answer
 from memos_llm.router.buffers import Buffers
 from memos_llm.router.chain import RetryBudget
 from memos_llm.router.concentration import Concentration
-from memos_llm.router.decide import Chains, decide
+from memos_llm.router.decide import NOBODY, Chains, decide
 from memos_llm.router.run import CANCELLED, Run
 
 WATCH_EVERY = 8  # a key that carries a fifth of the traffic shows in a part of it, too
 
 
 class Engine:
-    """Runs calls. One per process; `routes` are read once per call, so that a reload never splits one."""
+    """Runs calls. One per process; `routes` are read once per call, so that a reload never splits one.
+
+    Args:
+        wall: Unix seconds, for maintenance, which ends by itself.
+    """
 
     def __init__(
         self,
@@ -34,8 +39,10 @@ class Engine:
         codecs: Codecs,
         bus: Bus,
         clock: Clock,
+        wall: Clock = time.time,
     ) -> None:
         self.routes, self.live, self.codecs, self.bus, self.clock = routes, live, codecs, bus, clock
+        self._wall = wall
         self.budget, self.buffers = RetryBudget(), Buffers()
         self._concentration = Concentration()
         self._requests = 0
@@ -77,7 +84,8 @@ class Engine:
             transport = transports.get(target.provider)
             return None if transport is None else transport.offer(target.model)
 
-        return decide(call, flags, policy, offer, self._carries, self._chains)
+        drained = flags.maintained(self._wall()) if flags.maintenance else NOBODY
+        return decide(call, flags, policy, offer, self._carries, self._chains, drained=drained)
 
     def _watch(self, call: Call, flags: Flags) -> None:
         fingerprint = split.fingerprint(flags.salt, call.key)

@@ -24,6 +24,7 @@ from memos_llm.core.events import (
     AttemptEnded,
     AttemptStarted,
     Bus,
+    ContentBegan,
     FellBack,
     InternalError,
     RequestEnded,
@@ -36,7 +37,6 @@ from memos_llm.router.attempt import Attempt
 from memos_llm.router.buffers import Buffers
 from memos_llm.router.chain import Chain, RetryBudget, Try
 
-ABANDON_S = 20.0  # who waits this long in vain has found a fault, whoever set the deadline
 CANCELLED = Outcome(kind=Kind.CANCELLED)
 
 
@@ -94,10 +94,22 @@ class Run:
             frames = await self._try(attempt)
             if not isinstance(frames, AttemptFailed):
                 self._settle(Kind.INCOMPATIBLE)
+                self._tell_content(attempt)
                 return attempt, frames
             step = chain.after(frames, self._clock())
             self._failed(attempt, frames, step)
         return self._last_words()
+
+    def _tell_content(self, attempt: Attempt) -> None:
+        if self.call.stream and attempt.first_content_at is not None:
+            self._bus.emit(
+                ContentBegan(
+                    request_id=self.call.id,
+                    provider=attempt.target.provider,
+                    endpoint=attempt.endpoint,
+                    ttft_s=attempt.first_content_at - attempt.started_at,
+                )
+            )
 
     async def _try(self, attempt: Attempt) -> list[Frame] | AttemptFailed:
         """The frames up to the commit point, or why there are none; then the attempt is closed."""
@@ -134,6 +146,8 @@ class Run:
                 outcome=outcome,
                 duration_s=attempt.ended_at - attempt.started_at,
                 ttft_s=first - attempt.started_at if first is not None and self.call.stream else None,
+                tpot_s=_tpot_s(attempt if self.call.stream else None),
+                silent=outcome.kind is Kind.CANCELLED and attempt.silent(),
             )
         )
 
@@ -188,7 +202,22 @@ class Run:
         offer = transport.offer(target.model)
         codec = self._codecs.find(self.call, offer)
         assert codec is not None  # decide() keeps only targets that a codec carries the call to
-        self._bus.emit(AttemptStarted(request_id=self.call.id, provider=target.provider, arm=self.decision.arm))
+        self._bus.emit(
+            AttemptStarted(
+                request_id=self.call.id,
+                provider=target.provider,
+                arm=self.decision.arm,
+                endpoint=endpoint,
+                decision=self.decision,
+                component=self.call.component,
+                model=self.model,
+                operation=self.call.operation,
+                stream=self.call.stream,
+                key=hash(self.call.key),
+                retry=self.call.retry,
+                needs=self.call.needs,
+            )
+        )
         return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock, self._buffers)
 
     def _conversation(self) -> bytes:
@@ -220,11 +249,15 @@ class Run:
         self.attempt_ended(attempt, self._blamed(attempt, failure.outcome))
 
     def _blamed(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        """What a caller's own short deadline cut off says nothing about the provider."""
+        """What a caller's own short deadline cut off says nothing about the provider; but who waited `abandon_s` in
+        vain, where nobody got any content, has found a fault, whoever set the deadline.
+        """
         if not self.call.own_deadline or outcome.kind is not Kind.TIMEOUT:
             return outcome
         waited_s = (attempt.ended_at or attempt.started_at) - attempt.started_at
-        own = outcome.code == "total" or (outcome.code == "slice" and waited_s < ABANDON_S)
+        limits = self.policy.guard.of(attempt.target.provider, self.call.component, self.model)
+        patient = waited_s < limits.abandon_s or not attempt.silent()
+        own = outcome.code == "total" or (outcome.code == "slice" and patient)
         return Outcome(kind=Kind.CANCELLED, code="deadline") if own else outcome
 
     def _settle(self, kind: Kind) -> None:

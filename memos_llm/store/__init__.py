@@ -9,19 +9,24 @@ from pathlib import Path
 
 from memos_llm.core.errors import ConfigError
 from memos_llm.core.ports import StateStore
+from memos_llm.store import redis_url
 from memos_llm.store.memory import MemoryStore
 from memos_llm.store.sqlite import SqliteStore
 
 __all__ = ["MemoryStore", "SqliteStore", "open_store", "path_of"]
 
-CHOICES = "sqlite:////absolute/path.db, sqlite:///~/path.db, sqlite:///relative.db, memory://"
+CHOICES = (
+    "sqlite:////absolute/path.db, sqlite:///~/path.db, sqlite:///relative.db, redis://host:6379/0, rediss://…, "
+    "unix:///path/redis.sock, memory://"
+)
 
 
 def open_store(url: str) -> StateStore:
     """The store that a URL names; close it with `aclose`.
 
     Raises:
-        ConfigError: an unknown scheme, a URL without a path, or a path on a network file system.
+        ConfigError: an unknown scheme, a URL without a path, a path on a network file system, or Redis without its
+            extra.
     """
     scheme, separator, rest = url.partition("://")
     opener = _OPENERS.get(scheme) if separator else None
@@ -38,6 +43,17 @@ def _memory(url: str, rest: str) -> StateStore:
 
 def _sqlite(url: str, rest: str) -> StateStore:
     return SqliteStore(_path(url, rest))
+
+
+def _redis(url: str, rest: str) -> StateStore:
+    place = redis_url.parse(url)
+    try:
+        from memos_llm.store.redis import RedisStore
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "redis":
+            raise
+        raise ConfigError(f"store: {place.scheme}:// needs redis-py: pip install 'memos_llm[redis]'") from None
+    return RedisStore(place)
 
 
 def path_of(url: str) -> Path | None:
@@ -57,4 +73,8 @@ def _path(url: str, rest: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-_OPENERS: Mapping[str, Callable[[str, str], StateStore]] = {"memory": _memory, "sqlite": _sqlite}
+_OPENERS: Mapping[str, Callable[[str, str], StateStore]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    **dict.fromkeys(redis_url.SCHEMES, _redis),
+}

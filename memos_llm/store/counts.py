@@ -34,17 +34,6 @@ SELECT day, component, model, wire, route, caller, what, provider, detail, n, fi
 """
 
 
-def present(db: sqlite3.Connection) -> bool:
-    """Whether the tables are there."""
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'inventory'").fetchone() is not None
-
-
-def create(db: sqlite3.Connection) -> None:
-    """Within a transaction."""
-    for statement in TABLES.split(";")[:-1]:
-        db.execute(statement)
-
-
 def add(db: sqlite3.Connection, sightings: Iterable[Sighting], now: float) -> None:
     """Within a transaction. `now`: Unix seconds."""
     db.execute("INSERT OR IGNORE INTO inventory_since VALUES (1, ?)", (now,))

@@ -1,11 +1,12 @@
 """The SQLite file, synchronously: schema, transactions, and every `sqlite3` error turned into ours.
 
 Used from one thread (`store.sqlite`). The connection is opened by the first call that needs it and again after any
-error, so a store that comes back works again. Nothing of `sqlite3` leaves this file but to `store.counts`, which keeps
-the inventory's tables: `_connected` is the one place where it is caught, `FIXES` says what mends each kind.
+error, so a store that comes back works again. Nothing of `sqlite3` leaves this file but to `store.counts`, `windows`
+and `incidents`, which keep their tables: `_connected` is the one place where it is caught, `FIXES` says what mends each
+kind.
 
 Durability: what decides (flags, history, incidents) is synchronous=FULL, on disk when `commit` returns; what is told
-every few seconds (heartbeats, counts) is NORMAL. Both are in WAL mode: readers never wait for a writer.
+every few seconds (heartbeats, counts, windows) is NORMAL. Both are in WAL mode: readers never wait for a writer.
 """
 
 import contextlib
@@ -14,13 +15,16 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from memos_llm.core.commands import Audit, Incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Clock, Conflict, Instance
-from memos_llm.store import counts, documents, files
+from memos_llm.core.verdicts import Evidence
+from memos_llm.core.windows import Merged, WindowDelta
+from memos_llm.store import counts, documents, files, incidents, rows, windows
 
 APPLICATION = 0x6D656D6F  # "memo", in the file's header: https://sqlite.org/pragma.html#pragma_application_id
 
@@ -34,6 +38,16 @@ CREATE TABLE incidents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, doc
 CREATE TABLE instances (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, revision INTEGER NOT NULL, at REAL NOT NULL, ephemeral INTEGER NOT NULL
 );
+"""
+DEAD = "CREATE TABLE instances_dead (id TEXT PRIMARY KEY, at REAL NOT NULL, endpoints BLOB NOT NULL);"
+LATER: Mapping[str, str] = {
+    "inventory": counts.TABLES,
+    "window_rows": windows.TABLES,
+    "untold": incidents.TABLES,
+    "instances_dead": DEAD,
+}
+"""A table → what is made where it is missing. They came after the first release: an older file gets them when it is
+opened. No older table is changed: processes of before go on writing to them.
 """
 
 DAMAGED = (
@@ -62,6 +76,11 @@ OS_FIXES: Mapping[int | None, str] = {
     errno.EPERM: NOT_WRITABLE,
     errno.EROFS: NOT_WRITABLE,
 }
+
+_INSTANCES = """
+SELECT i.id, kind, revision, i.at, ephemeral, endpoints
+FROM instances i LEFT JOIN instances_dead d ON d.id = i.id ORDER BY i.id
+"""
 
 
 class Database:
@@ -108,17 +127,43 @@ class Database:
                 (flags.schema, flags.installation, flags.revision, documents.encode(flags)),
             )
             db.execute("INSERT INTO history VALUES (?, ?)", (audit.revision, documents.encode(audit)))
-            if incident is not None:  # the first writer's stands
-                db.execute(
-                    "INSERT OR IGNORE INTO incidents (id, document) VALUES (?, ?)",
-                    (incident.id, documents.encode(incident)),
-                )
+            if incident is not None:
+                incidents.add(db, incident)
 
     def history(self, limit: int) -> tuple[Audit, ...]:
         return documents.decode_history(self._column("SELECT document FROM history ORDER BY revision DESC", limit))
 
     def incidents(self, limit: int) -> tuple[Incident, ...]:
-        return documents.decode_incidents(self._column("SELECT document FROM incidents ORDER BY number DESC", limit))
+        with self._connected() as db:
+            return incidents.newest(db, limit)
+
+    def note(self, incident: str, evidence: Evidence) -> None:
+        with self._transaction("FULL") as db:
+            documents.check_schema(_schema(db))
+            incidents.note(db, incident, evidence)
+
+    def merge(self, deltas: Sequence[WindowDelta], cursor: int) -> Merged:
+        """What is read is read in the same transaction: who is told of a failure has added nothing."""
+        adding = any(delta.counts for delta in deltas)
+        with self._transaction("NORMAL") if adding else self._snapshot() as db:
+            now = self._clock()
+            if adding:
+                documents.check_schema(_schema(db))
+                windows.add(db, rows.sums(deltas, now), now)
+            return windows.read(db, cursor, now)
+
+    def claim(self, by: str, lease_s: float) -> Incident | None:
+        """Nothing when the store is of a newer schema, and the write lock is not taken to find nothing."""
+        with self._snapshot() as db:
+            if incidents.waiting(db, self._clock()) is None:
+                return None
+        with self._transaction("NORMAL") as db:
+            return incidents.claim(db, by, self._clock(), lease_s) if _schema(db) <= SCHEMA else None
+
+    def told(self, incident: str) -> None:
+        with self._transaction("NORMAL") as db:
+            if _schema(db) <= SCHEMA:
+                incidents.told(db, incident)
 
     def heartbeat(self, instance: Instance) -> None:
         """Nothing when the store is of a newer schema: then we only read."""
@@ -126,23 +171,29 @@ class Database:
         with self._transaction("NORMAL") as db:
             if _schema(db) > SCHEMA:
                 return
-            db.execute("DELETE FROM instances WHERE at < ?", (now - documents.FORGET_S,))
+            for table in ("instances", "instances_dead"):
+                db.execute(f"DELETE FROM {table} WHERE at < ?", (now - documents.FORGET_S,))
             db.execute(
                 "INSERT OR REPLACE INTO instances VALUES (?, ?, ?, ?, ?)",
                 (instance.id, instance.kind, instance.revision, now, instance.ephemeral),
             )
+            if instance.dead is None:
+                db.execute("DELETE FROM instances_dead WHERE id = ?", (instance.id,))
+            else:
+                dead = (instance.id, now, documents.encode(instance.dead))
+                db.execute("INSERT OR REPLACE INTO instances_dead VALUES (?, ?, ?)", dead)
 
     def leave(self, instance_id: str) -> None:
         with self._transaction("NORMAL") as db:
             if _schema(db) <= SCHEMA:
-                db.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+                for table in ("instances", "instances_dead"):
+                    db.execute(f"DELETE FROM {table} WHERE id = ?", (instance_id,))
 
     def instances(self) -> tuple[Instance, ...]:
         with self._connected() as db:
-            rows = db.execute("SELECT id, kind, revision, at, ephemeral FROM instances ORDER BY id").fetchall()
+            found = db.execute(_INSTANCES).fetchall()
         now = self._clock()
-        found = (Instance(id=r[0], kind=r[1], revision=r[2], at=r[3], ephemeral=bool(r[4])) for r in rows)
-        return tuple(instance for instance in found if documents.is_live(instance, now))
+        return tuple(instance for row in found if documents.is_live(instance := _instance(row), now))
 
     def record(self, sightings: Sequence[Sighting]) -> None:
         with self._transaction("NORMAL") as db:
@@ -163,6 +214,17 @@ class Database:
     def _column(self, query: str, limit: int) -> list[bytes]:
         with self._connected() as db:
             return [row[0] for row in db.execute(f"{query} LIMIT ?", (max(0, limit),))]
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Several readings of one state; waits for nobody."""
+        with self._connected() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def _transaction(self, synchronous: str) -> Iterator[sqlite3.Connection]:
@@ -217,6 +279,13 @@ def unreachable(error: sqlite3.Error | OSError, path: Path, schema: int = SCHEMA
     return StoreUnreachable(f"the store {path} cannot be used: {fix} ({name})")
 
 
+def _instance(row: tuple[Any, ...]) -> Instance:
+    name, kind, revision, at, ephemeral, dead = row
+    return Instance(
+        id=name, kind=kind, revision=revision, at=at, ephemeral=bool(ephemeral), dead=documents.decode_dead(dead)
+    )
+
+
 def _compare(db: sqlite3.Connection, expected: int) -> None:
     row = db.execute("SELECT revision FROM flags").fetchone()
     found = 0 if row is None else row[0]
@@ -254,17 +323,27 @@ def _use_wal(db: sqlite3.Connection, busy_s: float) -> None:
 
 
 def _create(db: sqlite3.Connection) -> None:
-    if _pragma(db, "user_version") > SCHEMA or counts.present(db):
+    if _pragma(db, "user_version") > SCHEMA or not _missing(db):
         return
     db.execute("BEGIN IMMEDIATE")
     if not _pragma(db, "user_version"):  # nobody was faster
-        for statement in TABLES.split(";")[:-1]:
-            db.execute(statement)
+        _make(db, TABLES)
         db.execute(f"PRAGMA application_id = {APPLICATION}")
         db.execute(f"PRAGMA user_version = {SCHEMA}")
-    if not counts.present(db):  # a file of before there was an inventory
-        counts.create(db)
+    for tables in _missing(db):
+        _make(db, tables)
     db.execute("COMMIT")
+
+
+def _make(db: sqlite3.Connection, tables: str) -> None:
+    for statement in tables.split(";")[:-1]:
+        db.execute(statement)
+
+
+def _missing(db: sqlite3.Connection) -> tuple[str, ...]:
+    """The statements that make what came later and is not there."""
+    there = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return tuple(tables for name, tables in LATER.items() if name not in there)
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:

@@ -4,15 +4,17 @@ Everything is one JSON document per row; one schema number (`flags.SCHEMA`) stan
 of a newer schema is read when it still can be and never replaced.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from memos_llm.core.commands import Audit, Incident
 from memos_llm.core.errors import Refused, StoreUnreachable
 from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.ports import Instance
+from memos_llm.core.verdicts import Evidence
 
 T = TypeVar("T")
 
@@ -22,10 +24,12 @@ FORGET_S = 3600.0  # and its row is removed when it is older than this
 _flags = msgspec.json.Decoder(Flags)
 _audit = msgspec.json.Decoder(Audit)
 _incident = msgspec.json.Decoder(Incident)
+_evidence = msgspec.json.Decoder(Evidence)
+_dead = msgspec.json.Decoder(tuple[str, ...])
 _encode = msgspec.json.Encoder().encode
 
 
-def encode(document: Flags | Audit | Incident) -> bytes:
+def encode(document: Flags | Audit | Incident | Evidence | Sequence[str]) -> bytes:
     return _encode(document)
 
 
@@ -50,11 +54,26 @@ def decode_history(rows: Iterable[bytes]) -> tuple[Audit, ...]:
     return _decode_all(rows, _audit)
 
 
-def decode_incidents(rows: Iterable[bytes]) -> tuple[Incident, ...]:
-    """Raises:
-    StoreUnreachable: an incident is damaged.
+def decode_incident(row: bytes, noted: Iterable[bytes]) -> Incident:
+    """With the evidence that was added to it, in that order.
+
+    Raises:
+        StoreUnreachable: it is damaged.
     """
-    return _decode_all(rows, _incident)
+    (incident,) = _decode_all((row,), _incident)
+    return with_evidence(incident, _decode_all(noted, _evidence))
+
+
+def decode_dead(row: bytes | None) -> tuple[str, ...] | None:
+    """Raises:
+    StoreUnreachable: the list is damaged.
+    """
+    return None if row is None else _decode_all((row,), _dead)[0]
+
+
+def with_evidence(incident: Incident, noted: tuple[Evidence, ...]) -> Incident:
+    """The incident's own first."""
+    return replace(incident, evidence=incident.evidence + noted) if noted else incident
 
 
 def newer(schema: int) -> str:

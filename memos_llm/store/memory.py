@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
+from math import inf
 
 from msgspec.structs import replace
 
@@ -15,8 +16,11 @@ from memos_llm.core.commands import Audit, Incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import Flags
 from memos_llm.core.inventory import KEEP_DAYS, Ledger, Recorded, Sighting, day_of
-from memos_llm.core.ports import Clock, Conflict, Instance
-from memos_llm.store.documents import FORGET_S, check_commit, is_live
+from memos_llm.core.ports import MOST_EVIDENCE, Clock, Conflict, Instance
+from memos_llm.core.verdicts import Evidence
+from memos_llm.core.windows import Merged, WindowDelta
+from memos_llm.store.documents import FORGET_S, check_commit, is_live, with_evidence
+from memos_llm.store.rows import Rows
 from memos_llm.store.subscription import Subscription
 
 
@@ -30,6 +34,8 @@ class MemoryStore:
         self._history: list[Audit] = []
         self._incidents: dict[str, Incident] = {}
         self._instances: dict[str, Instance] = {}
+        self._untold: dict[str, float] = {}  # incidents, and until when each is claimed
+        self._rows = Rows()
         self._ledger = Ledger()
         self._recording_since: float | None = None
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
@@ -57,8 +63,9 @@ class MemoryStore:
                 raise Conflict(f"the store holds revision {found}, not {expected}")
             self._flags = flags
             self._history.append(audit)
-            if incident is not None:
-                self._incidents.setdefault(incident.id, incident)  # the first writer's stands
+            if incident is not None and incident.id not in self._incidents:
+                self._incidents[incident.id] = incident
+                self._untold[incident.id] = -inf
             for subscription in self._subscriptions:
                 subscription.offer(flags)
 
@@ -69,6 +76,34 @@ class MemoryStore:
     async def incidents(self, limit: int) -> Sequence[Incident]:
         self._check_open()
         return tuple(reversed(self._incidents.values()))[:limit]
+
+    async def note(self, incident: str, evidence: Evidence) -> None:
+        self._check_open()
+        with self._lock:
+            found = self._incidents.get(incident)
+            if found is not None and len(found.evidence) < MOST_EVIDENCE:
+                self._incidents[incident] = with_evidence(found, (evidence,))
+
+    async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        self._check_open()
+        now = self._clock()
+        with self._lock:
+            return self._rows.merge(deltas, cursor, now)
+
+    async def claim(self, by: str, lease_s: float) -> Incident | None:
+        self._check_open()
+        now = self._clock()
+        with self._lock:
+            name = next((name for name, until in self._untold.items() if until <= now), None)
+            if name is None:
+                return None
+            self._untold[name] = now + lease_s
+            return self._incidents[name]
+
+    async def told(self, incident: str) -> None:
+        self._check_open()
+        with self._lock:
+            self._untold.pop(incident, None)
 
     async def heartbeat(self, instance: Instance) -> None:
         self._check_open()

@@ -16,6 +16,8 @@ from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import Flags
 from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Clock, Instance
+from memos_llm.core.verdicts import Evidence
+from memos_llm.core.windows import Merged, WindowDelta
 from memos_llm.store import documents, files
 from memos_llm.store.database import Database
 from memos_llm.store.subscription import Subscription
@@ -79,6 +81,18 @@ class SqliteStore:
 
     async def incidents(self, limit: int) -> Sequence[Incident]:
         return await self._do(lambda: self._database.incidents(limit))
+
+    async def note(self, incident: str, evidence: Evidence) -> None:
+        await self._do(lambda: self._database.note(incident, evidence))
+
+    async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        return await self._do(lambda: self._database.merge(deltas, cursor))
+
+    async def claim(self, by: str, lease_s: float) -> Incident | None:
+        return await self._do(lambda: self._database.claim(by, lease_s))
+
+    async def told(self, incident: str) -> None:
+        await self._do(lambda: self._database.told(incident))
 
     async def heartbeat(self, instance: Instance) -> None:
         await self._do(lambda: self._database.heartbeat(instance))

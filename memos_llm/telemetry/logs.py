@@ -13,37 +13,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from memos_llm.core.commands import shares
-from memos_llm.core.events import (
-    BreakerChanged,
-    ConfigChanged,
-    ConfigRejected,
-    Event,
-    FellBack,
-    FlagsChanged,
-    InternalError,
-    KeyConcentrated,
-    ProbeEnded,
-    RequestEnded,
-    RequestRefused,
-    StoreState,
-)
+from memos_llm.core.events import Event, GuardSaid, ProbeEnded
 from memos_llm.core.ports import Clock
+from memos_llm.core.verdicts import Sum, Trigger
+from memos_llm.telemetry.lines import HEARD, LINES, TOLD, Level, LibraryWarned, VerdictChanged
 
-Level = Literal["info", "warning", "error"]
-Line = tuple[Level, str, dict[str, Any]]
+__all__ = ["HEARD", "LINES", "LibraryWarned", "RequestLog", "configure", "say"]
 
 LEVELS: Mapping[Level, int] = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 CAPACITY = 10_000
 LINGER_S = 0.05  # lines are written in batches: waking a thread per request would cost more than the line
-MAX_NAME = 200
+MOST_VERDICTS = 50  # lines for what the guard said at one moment
 WHOLE_BYTES = 4096  # PIPE_BUF on Linux: no other writer comes between the bytes of such a write (pipe(7))
 
 
@@ -142,123 +129,6 @@ def _json(logger: WrappedLogger, method: str, line: EventDict) -> str:
     return msgspec.json.encode(line).decode()
 
 
-def _request(event: RequestEnded) -> Line:
-    decision, outcome, usage = event.decision, event.outcome, event.usage
-    fields = {
-        "request_id": event.request_id,
-        "provider": event.provider,
-        "arm": decision.arm.value,
-        "reason": decision.reason.value,
-        "component": _short(event.component),
-        "model": _short(event.model),
-        "operation": event.operation.value,
-        "outcome": outcome.kind.value,
-        "code": outcome.code or None,
-        "status": outcome.status or None,
-        "attempts": event.attempts,
-        "stream": event.stream,
-        "duration_ms": _ms(event.duration_s),
-        "ttft_ms": _ms(event.ttft_s),
-        "tpot_ms": _ms(event.tpot_s),
-        "input_tokens": usage.input_tokens if usage else None,
-        "output_tokens": usage.output_tokens if usage else None,
-        "warnings": len(event.warnings) or None,
-        "epoch": decision.epoch,
-        "revision": decision.revision,
-    }
-    return "warning" if outcome.rule.counts_against_arm else "info", "request", fields
-
-
-def _refused(event: RequestRefused) -> Line:
-    fields = {"request_id": event.request_id, "status": event.status, "error": event.error_name}
-    return "info", "refused", fields | {"code": event.error_code}
-
-
-def _fell_back(event: FellBack) -> Line:
-    fields = {"request_id": event.request_id, "from": event.from_provider, "to": event.to_provider}
-    return "warning", "fallback", fields | {"reason": event.reason}
-
-
-def _flags(event: FlagsChanged) -> Line:
-    flags = event.flags
-    latched = [name for name, scope in flags.scopes.items() if scope.latch is not None]
-    fields = {"revision": flags.revision, "shares": shares(flags), "latched": latched}
-    return "warning" if latched else "info", "flags", fields
-
-
-def _breaker(event: BreakerChanged) -> Line:
-    level: Level = "info" if event.state == "closed" else "warning"
-    return level, "breaker", {"provider": event.provider, "endpoint": event.endpoint, "state": event.state}
-
-
-def _probe(event: ProbeEnded) -> Line:
-    level: Level = "info" if event.up else "warning"
-    return level, "provider", {"provider": event.provider, "endpoint": event.endpoint, "up": event.up}
-
-
-def _store(event: StoreState) -> Line:
-    level: Level = "info" if event.reachable and not event.regressed else "error"
-    fields = {"reachable": event.reachable, "regressed": event.regressed, "detail": event.detail or None}
-    return level, "store", fields
-
-
-def _concentrated(event: KeyConcentrated) -> Line:
-    return "warning", "key-concentrated", {"key_hmac": event.fingerprint, "share": round(event.share, 3)}
-
-
-class LibraryWarned(Event, frozen=True, kw_only=True):
-    """A library logged a warning or an error: which logger, where in its source, the error's type, constant words."""
-
-    logger: str
-    where: str
-    error: str = ""
-    text: str = ""
-
-
-def _library(event: LibraryWarned) -> Line:
-    fields = {"logger": event.logger, "where": event.where, "error": event.error or None, "text": event.text or None}
-    return "warning", "library", fields
-
-
-def _config(event: ConfigChanged) -> Line:
-    level: Level = "warning" if event.waiting else "info"
-    fields = {"path": event.path, "changed": event.changed, "generation": event.generation}
-    return level, "config", fields | {"providers": event.providers, "needs_restart": event.waiting or None}
-
-
-def _config_rejected(event: ConfigRejected) -> Line:
-    return "error", "config-rejected", {"path": event.path, "kept": "the one in force", "errors": event.errors}
-
-
-def _internal_error(event: InternalError) -> Line:
-    return "error", "internal-error", {"part": event.part, "error": event.error, "where": event.where or None}
-
-
-LINES: Mapping[type[Event], Callable[[Any], Line]] = {
-    RequestEnded: _request,
-    RequestRefused: _refused,
-    FellBack: _fell_back,
-    FlagsChanged: _flags,
-    BreakerChanged: _breaker,
-    ProbeEnded: _probe,
-    StoreState: _store,
-    KeyConcentrated: _concentrated,
-    ConfigChanged: _config,
-    ConfigRejected: _config_rejected,
-    InternalError: _internal_error,
-    LibraryWarned: _library,
-}
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
-
-
-def _short(name: str) -> str:
-    """Names that a caller makes up, at a length that cannot flood."""
-    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
-
-
 class _Libraries(logging.Handler):
     """Passes libraries' warnings on without their arguments and tracebacks, which may quote a prompt.
 
@@ -296,6 +166,7 @@ class RequestLog:
         self._capacity, self._clock = capacity, clock
         self._queue: deque[tuple[float, Event | threading.Event]] = deque()  # the latter: a `flush` that waits
         self._up: dict[tuple[str, str], bool] = {}
+        self._firing: set[tuple[Trigger, Sum]] = set()
         self._reported = 0
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -308,6 +179,10 @@ class RequestLog:
 
     def on_event(self, event: Event) -> None:
         """The listener: never waits, never writes."""
+        if isinstance(event, GuardSaid):
+            for changed in self._changed(event):
+                self.on_event(changed)
+            return
         if type(event) not in LINES or (isinstance(event, ProbeEnded) and not self._is_change(event)):
             return
         if len(self._queue) >= self._capacity or self._closed:
@@ -342,6 +217,14 @@ class RequestLog:
             return False
         self._up[endpoint] = event.up
         return True
+
+    def _changed(self, event: GuardSaid) -> list[VerdictChanged]:
+        """What fires now and did not before, and the other way round."""
+        before = self._firing
+        now = {(said.trigger, said.sum): said for said in event.evaluations}
+        self._firing = {rule for rule, said in now.items() if said.verdict in TOLD}
+        changed = [now[rule] for rule in now if (rule in self._firing) is not (rule in before)]
+        return [VerdictChanged(evaluation=said) for said in changed[:MOST_VERDICTS]]
 
     def _wake_writer(self) -> None:
         if self._thread is None or not self._thread.is_alive():  # also in a forked child, whose thread is gone

@@ -22,6 +22,8 @@ from memos_llm.core.events import (
     Event,
     FellBack,
     FlagsChanged,
+    GuardSaid,
+    IncidentOpened,
     InternalError,
     ProbeEnded,
     RequestEnded,
@@ -29,9 +31,11 @@ from memos_llm.core.events import (
     RequestStarted,
 )
 from memos_llm.core.flags import GLOBAL, Flags, format_share
+from memos_llm.core.verdicts import ArmWindow, Trigger
 from memos_llm.core.version import VERSION
 from memos_llm.telemetry.labels import Child, Children, Slots
 from memos_llm.telemetry.shared import Merge, Shared, families, join
+from memos_llm.telemetry.webhooks import WebhookTried
 
 MAX_COMPONENTS = 100
 MAX_MODELS = 200
@@ -44,6 +48,8 @@ SECONDS = (
 of requests beyond a limit is counted exactly and not interpolated."""
 
 _TIMED = ("provider", "arm", "component", "operation")
+_WINDOW = ("provider", "component")
+_ENDPOINT = ("provider", "endpoint")
 
 
 class Described(NamedTuple):
@@ -103,7 +109,10 @@ class Metrics:
             FlagsChanged: self._flags_changed,
             ConfigChanged: self._config_changed,
             ConfigRejected: self._config_rejected,
+            IncidentOpened: self._incident_opened,
+            GuardSaid: self._guard_said,
             InternalError: self._internal_error,
+            WebhookTried: self._webhook_tried,
         }
         self.follow(candidate=candidate, components=components, models=models)
 
@@ -112,6 +121,8 @@ class Metrics:
         self._candidate = candidate or ""
         self._components.reserve(components)
         self._models.reserve(models)
+        for trigger in Trigger if candidate else ():
+            self._rollbacks[candidate, trigger]  # there from the start: what begins with 1 has never grown
         if self._flags is not None:
             self._show(self._flags)
 
@@ -174,7 +185,7 @@ class Metrics:
         )
         self._diverted = self._counter(
             "diverted_total",
-            "Requests that passed over a provider that takes nothing: down, breaker-open.",
+            "Requests that passed over a provider that takes nothing: down, breaker-open, maintenance.",
             "provider",
             "reason",
         )
@@ -188,11 +199,25 @@ class Metrics:
             *("provider", "endpoint", "state"),
             merge="livemax",
         )
+        self._make_load_metrics()
         self._share = self._gauge("share_ratio", "The candidate's share, latches applied.", "component", "provider")
         self._epoch = self._gauge("epoch", "Grows with every change of a scope.", "component")
         self._latched = self._gauge("rollback_latched", "1 while a rollback holds.", "provider", "component")
+        self._rollbacks = self._counter(
+            "rollbacks_total", "Rollbacks that this process has brought to the store.", "provider", "trigger"
+        )
+        self._window_errors = self._gauge(
+            "window_error_ratio", "Failed requests in the guard's window, 0 to 1; of all processes.", *_WINDOW
+        )
+        self._window_p95 = self._gauge(
+            "window_latency_p95_seconds", "95 of 100 were faster, within 5 %; of all processes.", *_WINDOW
+        )
+        self._window_requests = self._gauge("window_requests", "What the guard's window holds.", *_WINDOW)
         self._revision = self._gauge("flags_revision", "Of the flags in force here.", merge="livemin")[()]
         self._internal_errors = self._counter("internal_errors_total", "Failures of our own parts.", "part")
+        self._webhooks = self._counter(
+            "webhooks_total", "Tries to tell a webhook of an incident: delivered, failed, given-up, too-old.", "result"
+        )
         self._reloads = self._counter(
             "config_reloads_total", "Readings of a changed configuration file: changed, unchanged, rejected.", "result"
         )
@@ -200,6 +225,25 @@ class Metrics:
             ()
         ]
         self._stale.set(0)
+
+    def _make_load_metrics(self) -> None:
+        """The back end's own numbers, as it last told them: its counters are passed on, so that no worker of ours
+        counts them twice.
+        """
+        running = self._gauge("backend_requests_running", "Requests that vLLM runs, everybody's.", *_ENDPOINT)
+        waiting = self._gauge("backend_requests_waiting", "Requests that wait there.", *_ENDPOINT)
+        cache = self._gauge("kv_cache_usage_ratio", "Its KV cache in use, 0 to 1; of its fullest engine.", *_ENDPOINT)
+        queries = self._passed_on("prefix_cache_queries_total", "Tokens that it looked up in its prefix cache.")
+        hits = self._passed_on("prefix_cache_hits_total", "Tokens that it found there.")
+        self._load: dict[str, Children[Gauge]] = {
+            "running": running, "waiting": waiting, "kv_cache": cache, "prefix_queries": queries, "prefix_hits": hits,
+        }  # fmt: skip
+
+    def _passed_on(self, name: str, help: str) -> Children[Gauge]:
+        """A counter of the back end's. It starts anew with it, as counters do."""
+        gauge = self._gauge(name, help, *_ENDPOINT)
+        self.described[-1] = self.described[-1]._replace(kind="counter")
+        return gauge
 
     def _request_started(self, event: RequestStarted) -> None:
         decision = event.decision
@@ -239,6 +283,12 @@ class Metrics:
         if (event.provider, event.endpoint, STATES[0]) not in self._breaker:
             self._set_breaker(event.provider, event.endpoint, STATES[0])
 
+        for name, gauges in self._load.items():
+            if event.load is not None:
+                gauges[event.provider, event.endpoint].set(getattr(event.load, name))
+            elif (event.provider, event.endpoint) in gauges:  # what it said is old
+                gauges.forget((event.provider, event.endpoint))
+
     def _breaker_changed(self, event: BreakerChanged) -> None:
         self._set_breaker(event.provider, event.endpoint, event.state)
 
@@ -261,7 +311,7 @@ class Metrics:
         self._reloads["changed" if event.changed else "unchanged"].inc()
         self._stale.set(bool(event.waiting))
         self.follow(candidate=event.candidate, components=event.components, models=event.models)
-        for gauges in (self._up, self._breaker):
+        for gauges in (self._up, self._breaker, *self._load.values()):
             for labels in [labels for labels in gauges if labels[:2] not in event.endpoints]:
                 gauges.forget(labels)
 
@@ -282,6 +332,24 @@ class Metrics:
             if provider:
                 held[provider, self._components[name]] = scope.latch is not None
         return held
+
+    def _incident_opened(self, event: IncidentOpened) -> None:
+        self._rollbacks[event.incident.provider, event.incident.trigger].inc()
+
+    def _guard_said(self, event: GuardSaid) -> None:
+        """Windows by model are not shown; an empty one tells how many there were, and nothing of how they went."""
+        windows = [window for window in event.windows if not window.model]
+        labelled: dict[tuple[str, ...], ArmWindow] = {
+            (one.provider, self._components[one.component or GLOBAL]): one for one in windows
+        }
+        judged = {labels: one for labels, one in labelled.items() if one.n}
+        timed = {labels: one.p95_ms / 1000 for labels, one in judged.items() if one.p95_ms is not None}
+        _replace(self._window_requests, {labels: one.n for labels, one in labelled.items()})
+        _replace(self._window_errors, {labels: one.failures / one.n for labels, one in judged.items()})
+        _replace(self._window_p95, timed)
+
+    def _webhook_tried(self, event: WebhookTried) -> None:
+        self._webhooks[event.result].inc()
 
     def _internal_error(self, event: InternalError) -> None:
         self._internal_errors[event.part].inc()
@@ -308,4 +376,6 @@ class _Shown(Collector):
                 for sample in family.samples
                 if not sample.name.endswith("_created") and not math.isnan(sample.value)
             ]
+            if family.type == "gauge" and family.name.endswith("_total"):  # a counter that was passed on
+                family.type, family.name = "counter", family.name.removesuffix("_total")
             yield family

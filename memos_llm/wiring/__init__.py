@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +23,18 @@ from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Routes, StateStore, Transport
 from memos_llm.core.version import VERSION
 from memos_llm.dialects.codecs import CODECS
+from memos_llm.guard.watch import Guard
 from memos_llm.providers import open_transport
 from memos_llm.providers.health import Prober
 from memos_llm.providers.http1 import Http1Client
 from memos_llm.rollout.recorder import Recorder
 from memos_llm.router.engine import Engine
 from memos_llm.store import open_store
-from memos_llm.telemetry.logs import LINES, RequestLog, configure
+from memos_llm.telemetry.logs import HEARD, RequestLog, configure
 from memos_llm.telemetry.metrics import Metrics
 from memos_llm.telemetry.shared import Shared
 from memos_llm.wiring import candidate
+from memos_llm.wiring.hooks import teller
 from memos_llm.wiring.reload import Accept, ConfigState, Reloader
 from memos_llm.wiring.transports import InForce, Transports
 
@@ -68,6 +71,7 @@ class Runtime:
         self._routes = Routes(settings.policy(), in_force)
         self._transports, self._parts, self._adopted = transports, parts, adopted
         self.engine = Engine(routes=self.routes, live=live, codecs=CODECS, bus=bus, clock=clock)
+        prober.expect(self._mapped)
 
     @property
     def settings(self) -> Settings:
@@ -88,6 +92,10 @@ class Runtime:
     def config_state(self) -> ConfigState:
         """How the configuration in force relates to its file."""
         return self.reloader.state if self.reloader is not None else ConfigState()
+
+    def _mapped(self, provider: str) -> frozenset[str]:
+        models = self.policy().catalogue.models.values()
+        return frozenset(model.on[provider].name for model in models if provider in model.on)
 
     def start_probing(self) -> None:
         self.prober.start()
@@ -156,6 +164,7 @@ async def open_runtime(
     kind: str,
     seed: bool = False,
     ephemeral: bool = False,
+    guarded: bool = True,
     log: bool = False,
     store: StateStore | None = None,
     clock: Clock = time.monotonic,
@@ -166,6 +175,7 @@ async def open_runtime(
     """Open everything that a process needs to route calls. `kind` is what `status` shows: gateway, library, cli.
 
     Args:
+        guarded: it routes calls, so that its guard watches them; not so a command that only looks.
         source: where `settings` were read, to be read again; None: never.
         accept: has the last word on what is read again: raises `ConfigError`, or returns it as this process needs it.
         shared: where the metrics of several workers meet.
@@ -220,6 +230,15 @@ async def open_runtime(
         if source is not None:
             runtime.reloader = Reloader(source, runtime, bus, accept)
             runtime._parts.push_async_callback(runtime.reloader.aclose)
+        if guarded:
+            guard = Guard(live, live.store, bus, runtime.routes, instance=live.instance_id, clock=clock)
+            runtime._parts.push_async_callback(guard.aclose)
+            live.dead = guard.dead
+            guard.start()
+        if not ephemeral:
+            webhooks = teller(live.store, bus, lambda: runtime.settings)
+            runtime._parts.push_async_callback(webhooks.aclose)
+            webhooks.start()
         return runtime
 
 
@@ -234,7 +253,7 @@ def _log_nothing(settings: Settings) -> None:
 def _open_logs(bus: Bus) -> RequestLog:
     logs = RequestLog()
     logs.hear_libraries()
-    bus.subscribe("log", logs.on_event, *LINES)
+    bus.subscribe("log", logs.on_event, *HEARD)
     return logs
 
 
@@ -268,9 +287,10 @@ def new_flags(settings: Settings) -> Callable[[], Flags]:
 def last_good_file(settings: Settings) -> Path | None:
     """Where the processes of this host keep the last flags they saw of a store; None for one that dies with them.
 
-    Named after the store, so that two installations on one host never take each other's flags for their own.
+    Named after the store, so that two installations on one host never take each other's flags for their own; not after
+    its login, for a password that is changed leaves the store what it is.
     """
-    url = settings.store_url
+    url = re.sub(r"(?<=://)[^/?#]*@", "", settings.store_url)
     if url.startswith("memory:"):
         return None
     return STATE_DIR.expanduser() / "last_good" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.json"

@@ -1,46 +1,22 @@
-"""What every store must do, whichever it is. To add one: a line in `STORES`."""
+"""What every store must do, whichever it is (`stores.STORES`): flags, history, instances, the inventory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
+import stores
 from msgspec.structs import replace
+from stores import ManualClock
 
 from memos_llm.core.commands import Actor, Audit, Incident, Rollback, Shift, audit, incident
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import Flags, fresh
 from memos_llm.core.inventory import KEEP_DAYS, MAX_LINES, REST, Line, Recorded, Sighting, What
-from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
-from memos_llm.store import MemoryStore, SqliteStore
+from memos_llm.core.ports import Conflict, Instance, StateStore
 
 HUMAN = Actor("tester")
 
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-STORES: dict[str, Callable[[Path, Clock], StateStore]] = {
-    "memory": lambda _, clock: MemoryStore(clock=clock),
-    "sqlite": lambda directory, clock: SqliteStore(directory / "contract.db", clock=clock),
-}
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture(params=STORES)
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[StateStore]:
-    made = STORES[request.param](tmp_path, clock)
-    yield made
-    await made.aclose()
+clock, store = stores.clock, stores.store  # where pytest finds its fixtures
 
 
 def entry(flags: Flags, before: Flags | None = None) -> Audit:
@@ -232,6 +208,13 @@ async def test_instances_are_live_for_five_seconds_by_the_stores_clock(store: St
     assert [instance.id for instance in await store.instances()] == ["b"]
     await store.heartbeat(Instance(id="a", kind="gateway", revision=5, at=0.0))
     assert {instance.revision for instance in await store.instances()} == {4, 5}
+
+
+async def test_an_instance_tells_which_endpoints_are_dead_to_it_or_that_it_does_not_probe(store: StateStore) -> None:
+    told: list[tuple[str, ...] | None] = [None, (), ("http://a:1", "http://b:2"), ("http://b:2",), None]
+    for dead in told:
+        await store.heartbeat(Instance(id="a", kind="gateway", revision=3, at=0.0, dead=dead))
+        assert [instance.dead for instance in await store.instances()] == [dead]
 
 
 async def test_who_leaves_is_gone_and_leaving_twice_is_harmless(store: StateStore) -> None:

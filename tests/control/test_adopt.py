@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from memos_llm.control.adopt import Cut, Verdict, View, adopt, blank, judge, owed, permit, settled, with_cut
+from memos_llm.control.adopt import Cut, Fate, Verdict, View, adopt, blank, judge, owed, permit, settled, with_cut
+from memos_llm.control.adopt import fate as fate_of
 from memos_llm.core.commands import Actor, Command, Rearm, Rollback, Shift
 from memos_llm.core.errors import Refused
 from memos_llm.core.flags import GLOBAL, Flags, fresh
+from memos_llm.core.verdicts import HARD, Evidence, Trigger
 
 GUARD, PLAN, HUMAN = Actor("g", "guard"), Actor("p", "plan"), Actor("h", "human")
 OPERATOR = Actor("o", "operator")  # a human whose key may only take shares back
@@ -173,3 +175,69 @@ def test_a_cut_holds_until_it_is_published_or_superseded(steps: Sequence[str | C
         assert all(view.in_force().share_ppm(scope) == 0 for scope in model.open)
         assert {c.command.scope: c.at for c in view.cuts} == model.open
         assert view.in_force().revision == view.published.revision + len(model.open)
+
+
+def judged(name: str, *scopes: str, trigger: Trigger = Trigger.ERROR_RATE, at: float = 10.0, epoch: int = 1) -> Cut:
+    """A guard's cut, of an epoch if its trigger is a soft one."""
+    scope, *also = scopes or (GLOBAL,)
+    seen = Evidence(at=at, by="g", scope=scope, trigger=trigger, rule=name, limit=0.05, n=9, k=9)
+    rollback = Rollback(
+        provider="vllm",
+        incident=name,
+        scope=scope,
+        also=tuple(also),
+        trigger=trigger,
+        automatic=True,
+        epochs={GLOBAL: epoch},
+        evidence=seen,
+    )
+    return Cut(rollback, at, GUARD)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "began", "epoch", "fate"),
+    [
+        (Trigger.ERROR_RATE, 12.0, 1, Fate.OPEN),
+        (Trigger.ERROR_RATE, 12.1, 1, Fate.OUTDATED),
+        (Trigger.ERROR_RUN, 12.1, 1, Fate.OUTDATED),
+        (Trigger.ERROR_RATE, 12.1, OLD.scope(GLOBAL).epoch + 1, Fate.OPEN),  # their clock is ahead: the one judged
+        *((trigger, 99.0, 1, Fate.OPEN) for trigger in HARD),
+    ],
+)
+def test_what_a_later_epoch_means_to_a_cut(trigger: Trigger, began: float, epoch: int, fate: Fate) -> None:
+    flags = Shift(provider="vllm", share_ppm=500_000).apply(OLD, began)
+    for scope in (GLOBAL, "synthesis"):
+        made = judged("i", scope, trigger=trigger, epoch=epoch)
+        assert fate_of(made, scope, flags) is fate
+        assert settled(made, flags) == (fate is Fate.OUTDATED)
+
+
+def test_a_latch_of_everything_is_no_later_epoch_of_a_component() -> None:
+    latched = Rollback(provider="vllm", incident="all").apply(OLD, 50.0)
+    assert fate_of(judged("i", "synthesis"), "synthesis", latched) is Fate.OPEN
+
+
+def test_of_two_cuts_of_the_same_scopes_the_one_that_holds_longer_goes_on_under_the_first_s_id() -> None:
+    soft, hard = judged("first"), judged("second", trigger=Trigger.TIMEOUTS, at=20.0)
+    for one, other in ((soft, hard), (hard, soft)):
+        (left,) = with_cut(with_cut(View(OLD), one), other).cuts
+        assert (left.command.incident, left.command.trigger) == (one.command.incident, Trigger.TIMEOUTS)
+        assert left.at == other.at
+
+
+def test_what_a_human_has_rearmed_is_taken_out_of_a_wider_cut_and_noted() -> None:
+    view = with_cut(View(OLD), judged("i", "synthesis", "analysis"))
+    latched = Rollback(provider="vllm", incident="theirs", scope="synthesis").apply(OLD, 11.0)
+    rearmed = Rearm(provider="vllm", scope="synthesis").apply(latched, 12.0)
+    after = adopt(view, rearmed)
+    (left,) = after.cuts
+    assert left.command.scopes == ("analysis",)
+    assert [(note.scope, note.incident) for note in after.notes] == [("synthesis", "")]
+    assert adopt(after, left.command.apply(rearmed, 13.0)).notes == after.notes, "the rest is its own incident"
+
+
+def test_notes_are_bounded() -> None:
+    view = View(cut().command.apply(OLD, 1.0))
+    for at in range(100):
+        view = with_cut(view, judged("i", at=float(at)))
+    assert [note.evidence.at for note in view.notes] == [float(at) for at in range(68, 100)]

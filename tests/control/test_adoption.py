@@ -11,7 +11,7 @@ from test_live import Switch, process
 
 from memos_llm.control.adopt import Verdict, judge, raises
 from memos_llm.control.adoption import Adopt, propose, successor
-from memos_llm.core.commands import Actor, Command, Rearm, Rollback, Shift
+from memos_llm.core.commands import Actor, Command, Maintain, Rearm, Rollback, Shift
 from memos_llm.core.errors import LLMError, Refused
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags, Scope, Verification, fresh
 from memos_llm.store import MemoryStore
@@ -180,3 +180,39 @@ def test_the_adopted_flags_are_as_the_command_says() -> None:
     flags = command.apply(OTHER, 1.0)
     assert flags.installation == "x/y"
     assert flags.scope("nowhere") == Scope()
+
+
+def guard(scope: str = GLOBAL) -> Rollback:
+    return Rollback(provider="vllm", incident="inc-guard", scope=scope, automatic=True)
+
+
+def test_whose_the_shares_are_is_kept() -> None:
+    assert adopted(KNOWN, OTHER).candidate == "vllm"
+    assert adopted(KNOWN, None).candidate == "vllm"
+    thirds = after(fresh("b" * 16, "salt-b"), Shift(provider="third", share_ppm=1))
+    assert adopted(KNOWN, thirds).candidate == "third"
+
+
+def test_embeddings_never_become_another_provider_s_by_it() -> None:
+    ours = after(KNOWN, shift(1.0, EMBEDDING))
+    thirds = after(fresh("b" * 16, "salt-b"), Shift(provider="third", share_ppm=500_000))
+    proposal = propose(ours, thirds, OTHER, "fault", "", 20.0)
+    assert (proposal.after.candidate, proposal.after.share_ppm(EMBEDDING)) == ("third", 0)
+    assert any("embedding changes sides" in note for note in proposal.notes)
+
+
+def test_the_next_holddown_grows_by_the_rollbacks_of_both_sides() -> None:
+    ours = after(after(KNOWN, guard(), at=10.0), Rearm(provider="vllm", force=True, reason="r"), at=11.0)
+    theirs = after(after(OTHER, guard(), at=12.0), Rearm(provider="vllm", force=True, reason="r"), at=13.0)
+    flags = adopted(ours, theirs)
+    assert flags.scope(GLOBAL).rolled_back == (10.0, 12.0)
+    assert flags.scope(GLOBAL).since == 20.0
+    latch = guard().apply(flags, 30.0).scope(GLOBAL).latch
+    assert latch is not None
+    assert latch.holddown_until == 30.0 + 4 * 1_800
+
+
+def test_a_maintenance_of_either_side_goes_on() -> None:
+    ours = after(KNOWN, Maintain(provider="vllm", until=99.0), Maintain(provider="third", until=15.0))
+    theirs = after(OTHER, Maintain(provider="ollama", until=98.0))
+    assert adopted(ours, theirs).maintenance == {"vllm": 99.0, "ollama": 98.0}

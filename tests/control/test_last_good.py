@@ -1,5 +1,6 @@
 """The last-good file: replaced as a whole, read without ever failing."""
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -56,3 +57,44 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         last_good.write(path, View(blank()))
     assert last_good.read(path) == VIEW
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def again(view: View, other: View, path: Path) -> View:
+    """What is there after two processes of one host have written."""
+    last_good.write(path, view)
+    last_good.write(path, other)
+    return last_good.read(path)
+
+
+def test_a_process_that_lags_behind_does_not_bring_older_flags_back(tmp_path: Path) -> None:
+    older, newer = View(fresh("i", "s")), View(VIEW.published)
+    assert again(newer, older, tmp_path / "a.json") == again(older, newer, tmp_path / "b.json") == newer
+    assert again(newer, View(blank()), tmp_path / "c.json") == newer
+
+
+def test_the_cuts_of_all_are_kept_until_the_flags_have_settled_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    (ours,) = VIEW.cuts
+    theirs = Cut(Rollback(provider="v", incident="i3", scope="review"), 8.0, Actor("g2", "guard"))
+    assert again(VIEW, View(VIEW.published, (theirs,)), path).cuts == (ours, theirs)
+    latched = ours.command.apply(VIEW.published, 9.0)
+    last_good.write(path, View(latched))
+    assert last_good.read(path) == View(latched, (theirs,))
+
+
+def test_another_installation_s_flags_replace_the_ones_that_are_there(tmp_path: Path) -> None:
+    other = View(fresh("j", "t"))
+    assert again(View(VIEW.published), other, tmp_path / "x.json") == other
+
+
+def test_a_writer_that_stands_still_with_the_lock_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_good, "LOCK_S", 0.05)
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        last_good.write(tmp_path / "x.json", VIEW)
+    finally:
+        os.close(held)
+    assert last_good.read(tmp_path / "x.json") == VIEW

@@ -15,6 +15,8 @@ from memos_llm.core.events import Bus, Event, FlagsChanged, InternalError, Store
 from memos_llm.core.flags import GLOBAL, PPM, Flags, fresh
 from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Conflict, Instance, LiveFlags
+from memos_llm.core.verdicts import Evidence
+from memos_llm.core.windows import Merged, WindowDelta
 from memos_llm.store import MemoryStore
 
 HUMAN = Actor("alice")
@@ -62,6 +64,22 @@ class Switch:
     async def incidents(self, limit: int) -> Sequence[Incident]:
         self.check()
         return await self.inner.incidents(limit)
+
+    async def note(self, incident: str, evidence: Evidence) -> None:
+        self.check()
+        await self.inner.note(incident, evidence)
+
+    async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        self.check()
+        return await self.inner.merge(deltas, cursor)
+
+    async def claim(self, by: str, lease_s: float) -> Incident | None:
+        self.check()
+        return await self.inner.claim(by, lease_s)
+
+    async def told(self, incident: str) -> None:
+        self.check()
+        await self.inner.told(incident)
 
     async def heartbeat(self, instance: Instance) -> None:
         self.check()

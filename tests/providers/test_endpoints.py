@@ -198,3 +198,17 @@ def test_a_half_open_endpoint_takes_its_trials_and_closes() -> None:
         setup.ended(A, OK)
     assert [e.state for e in setup.heard.of(BreakerChanged)] == ["open", "half_open", "closed"]
     assert setup.pool.find(A).breaker.trials == 0
+
+
+def test_an_open_breaker_whose_time_is_over_is_told_though_nobody_comes() -> None:
+    """It refuses nobody any more; who counts how long it was open must not count an idle night."""
+    setup = Setup(Endpoint(A))
+    setup.ended(A, FAILED, times=5)
+    state = setup.pool.find(A)
+    setup.clock.advance(4.9)
+    setup.pool.elapsed(state)
+    setup.clock.advance(0.2)
+    setup.pool.elapsed(state)
+    setup.pool.elapsed(state)
+    assert [e.state for e in setup.heard.of(BreakerChanged)] == ["open", "half_open"]
+    assert state.breaker.trials == 0

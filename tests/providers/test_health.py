@@ -1,7 +1,7 @@
 """Probes: what they find, when an endpoint counts as down, and the driver."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from random import Random
 
 import pytest
@@ -127,6 +127,24 @@ def test_silence_does_not_count_while_requests_there_get_bytes() -> None:
     assert setup.note(Kind.TIMEOUT, 3) is False
 
 
+@pytest.mark.parametrize("kind", [Kind.CONNECT, Kind.SERVER, Kind.TIMEOUT, Kind.MALFORMED])
+def test_each_failed_probe_says_how_it_failed_and_a_good_one_nothing(kind: Kind) -> None:
+    setup = Setup()
+    told = [note(setup.pool, setup.state, Finding(failure=one), setup.clock()) for one in (kind, kind, None)]
+    assert told == [kind.value, kind.value, ""]
+
+
+def test_silence_is_a_failure_only_where_nobody_got_content_for_a_while() -> None:
+    setup = Setup()
+    lease = setup.state.begin()
+    lease.heard(setup.clock(), content=True)
+    setup.clock.advance(9.9)
+    assert note(setup.pool, setup.state, Finding(failure=Kind.TIMEOUT), setup.clock()) == ""
+    lease.heard(setup.clock(), content=False)  # what keeps a connection open is none
+    setup.clock.advance(0.2)
+    assert note(setup.pool, setup.state, Finding(failure=Kind.TIMEOUT), setup.clock()) == "timeout"
+
+
 def test_what_it_served_is_remembered_while_it_is_down() -> None:
     setup = Setup()
     note(setup.pool, setup.state, Finding(models=("m",), version="1"), 0.0)
@@ -183,6 +201,26 @@ async def test_a_transport_that_breaks_is_counted_and_probed_again(bus: Bus, hea
     assert fault.where.startswith("memos_llm.providers.health:")
 
 
+class Listing(FakeTransport):
+    async def probe(self) -> Sequence[ProbeEnded]:
+        return (ProbeEnded(provider=self.name, endpoint=self.endpoint, up=True, models=("Some/Model", "b:latest")),)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "failure"), [({"a", "B"}, ""), ({"a"}, "config"), ((), ""), ({"some/model"}, "")], ids=str
+)
+async def test_a_server_that_has_none_of_its_models_fails_its_probe(
+    mapped: Collection[str], failure: str, bus: Bus, heard: Recorder
+) -> None:
+    prober = Prober([Listing("a")], bus, interval_s=60.0)
+    prober.expect(lambda provider: mapped if provider == "a" else {"other"})
+    prober.start()
+    await until(lambda: heard.of(ProbeEnded))
+    await prober.aclose()
+    (ended,) = heard.of(ProbeEnded)
+    assert (ended.failure, ended.up) == (failure, True)
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[AiohttpClient]:
     client = AiohttpClient()
@@ -209,5 +247,5 @@ async def test_each_endpoint_is_probed_for_itself(client: AiohttpClient, bus: Bu
         assert transport.pick("m") == up
     assert heard.of(ProbeEnded) == [
         ProbeEnded(provider="p", endpoint=up, up=True, models=("m",), version="1"),
-        ProbeEnded(provider="p", endpoint=dead, up=False, detail="connect refused"),
+        ProbeEnded(provider="p", endpoint=dead, up=False, failure="connect", detail="connect refused"),
     ]

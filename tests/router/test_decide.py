@@ -177,3 +177,37 @@ def test_shares_that_were_set_for_another_provider_move_nothing() -> None:
     given = replace(flags(PPM, synthesis=Scope(share_ppm=PPM)), candidate="other")
     assert providers(judged(call(), given)) == providers(judged(call(), flags(0)))
     assert providers(judged(call(), replace(given, candidate="vllm")))[0][0] == "vllm"
+
+
+# --- maintenance ------------------------------------------------------------------------------------------------------
+
+
+def drained(c: Call, f: Flags, *names: str, offers: dict[str, Offer | None] | None = None) -> Decision:
+    offered = {"ollama": OFFER, "vllm": OFFER, **(offers or {})}
+    carries = lambda c, o: c.wire in o.wires and not c.needs & ~o.features  # noqa: E731 - as in `judged`
+    return decide(c, f, POLICY, lambda t: offered[t.provider], carries, drained=frozenset(names))
+
+
+@pytest.mark.parametrize("offer", [OFFER, replace(OFFER, refused="down")], ids=["well", "restarting"])
+def test_who_is_under_maintenance_keeps_its_arm_and_is_passed_over(offer: Offer) -> None:
+    decision = drained(call(), flags(PPM), "vllm", offers={"vllm": offer})
+    assert (decision.arm, decision.reason, decision.assigned) == (Arm.CANDIDATE, Reason.DIVERTED, "vllm")
+    assert [target.provider for target in decision.targets] == ["ollama", "ollama", "vllm", "vllm"]  # a last resort
+    assert [(passed.provider, passed.reason) for passed in decision.diverted] == [("vllm", "maintenance")]
+
+
+def test_the_maintenance_of_another_changes_nothing() -> None:
+    assert drained(call(), flags(0), "vllm") == judged(call(), flags(0))
+    assert drained(call(), flags(PPM), "cloud") == judged(call(), flags(PPM))
+
+
+def test_where_nobody_else_is_left_maintenance_is_no_reason_to_fail() -> None:
+    decision = drained(call(model="nobody-knows-it"), flags(PPM), "ollama")
+    assert [target.provider for target in decision.targets] == ["ollama"]
+    everybody = drained(call(), flags(PPM), "ollama", "vllm")
+    assert (everybody.reason, everybody.assigned) == (Reason.SPLIT, "vllm")
+
+
+def test_an_override_tries_what_is_under_maintenance() -> None:
+    decision = drained(call(override="vllm"), flags(0), "vllm")
+    assert (decision.reason, decision.targets[0].provider) == (Reason.OVERRIDE, "vllm")

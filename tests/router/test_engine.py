@@ -26,6 +26,7 @@ from memos_llm.core.events import (
     AttemptEnded,
     AttemptStarted,
     Bus,
+    ContentBegan,
     FellBack,
     InternalError,
     RequestEnded,
@@ -33,7 +34,7 @@ from memos_llm.core.events import (
 )
 from memos_llm.core.flags import PPM
 from memos_llm.core.outcome import MODEL_NOT_FOUND, Kind, Outcome
-from memos_llm.core.policy import Policy, Timeouts
+from memos_llm.core.policy import GuardPolicy, Limits, Policy, Timeouts
 from memos_llm.core.ports import Routes
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.dialects.edge import DIALECTS
@@ -496,3 +497,68 @@ def test_whatever_happens_everything_that_started_ends_exactly_once(
             bench.end()
 
     asyncio.run(story())
+
+
+# --- what the guard is told -------------------------------------------------------------------------------------------
+
+
+async def test_the_first_content_of_a_stream_is_told_once_and_of_whole_answers_nothing() -> None:
+    bench = Bench(good("vllm"), good("ollama"))
+    await bench.run()
+    (began,) = bench.told.of(ContentBegan)
+    (ended,) = bench.told.of(AttemptEnded)
+    assert (began.provider, began.endpoint, began.request_id) == ("vllm", "http://vllm.test", "r")
+    assert began.ttft_s == ended.ttft_s
+    whole = Bench(good("vllm", WHOLE), good("ollama", WHOLE))
+    await whole.run(stream=False)
+    assert whole.told.of(ContentBegan) == []
+
+
+async def test_the_content_that_a_fallback_gave_is_the_fallbacks() -> None:
+    bench = Bench(FakeTransport("vllm", (ROLE,)), good("ollama"))
+    await bench.run()
+    assert [began.provider for began in bench.told.of(ContentBegan)] == ["ollama"]
+
+
+@pytest.mark.parametrize(("content_after", "silent"), [(None, True), (0.01, False)])
+async def test_who_leaves_tells_whether_anybody_got_anything_there(content_after: float | None, silent: bool) -> None:
+    bench = Bench(FakeTransport("vllm", (ROLE, 30.0)), good("ollama"))
+    told_at = float("-inf")
+    bench.vllm.content_at = lambda endpoint: told_at  # type: ignore[method-assign]  # others' content
+    bench.policy = replace(bench.policy, timeouts=dict.fromkeys(bench.policy.timeouts, Timeouts()))
+    asking = asyncio.create_task(bench.run())
+    while not bench.vllm.requests:
+        await asyncio.sleep(0.001)
+    if content_after is not None:
+        told_at = asyncio.get_running_loop().time() + content_after
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    (ended,) = bench.told.of(AttemptEnded)
+    assert (ended.outcome.kind, ended.silent) == (Kind.CANCELLED, silent)
+
+
+@pytest.mark.parametrize(
+    ("abandon_s", "content_at", "kind"),
+    [(20.0, float("-inf"), Kind.TIMEOUT), (20.0, 15.0, Kind.CANCELLED), (40.0, float("-inf"), Kind.CANCELLED)],
+)
+async def test_how_long_is_too_long_is_the_guards_setting(abandon_s: float, content_at: float, kind: Kind) -> None:
+    """And where others got content meanwhile, the caller was too impatient."""
+    limits = GuardPolicy(default=Limits(abandon_s=99.0), components={"c": Limits(abandon_s=abandon_s)})
+    bench = Bench(
+        FakeTransport("vllm", failed(Kind.TIMEOUT, code="slice")), FakeTransport("ollama", WHOLE), guard=limits
+    )
+    clock = ManualClock(0.0)
+    bench.engine.clock = clock
+    bench.vllm.content_at = lambda endpoint: content_at  # type: ignore[method-assign]  # others' content
+    slow = bench.vllm.open
+
+    async def after_half_a_minute(request: WireRequest) -> Any:
+        clock.advance(30.0)
+        return await slow(request)
+
+    bench.vllm.open = after_half_a_minute  # type: ignore[method-assign]  # the test breaks it on purpose
+    exchange = await bench.engine.open(
+        replace(bench.call(stream=False), accepted_at=0.0, deadline=60.0, own_deadline=True)
+    )
+    await exchange.aclose()
+    assert bench.outcomes()[0] == ("vllm", kind)

@@ -19,7 +19,9 @@ from memos_llm.core.events import (
     Event,
     FellBack,
     FlagsChanged,
+    GuardSaid,
     InternalError,
+    Load,
     ProbeEnded,
     RequestEnded,
     RequestRefused,
@@ -27,7 +29,9 @@ from memos_llm.core.events import (
 )
 from memos_llm.core.flags import Flags, Latch, Scope
 from memos_llm.core.outcome import OK, Kind, Outcome
+from memos_llm.core.verdicts import ArmWindow
 from memos_llm.telemetry.metrics import MAX_COMPONENTS, MAX_MODELS, SECONDS, Metrics, describe_metrics
+from memos_llm.telemetry.webhooks import WebhookTried
 
 CONTRACT = {
     "requests_total": ("counter", ("provider", "arm", "component", "model", "operation", "outcome")),
@@ -45,8 +49,18 @@ CONTRACT = {
     "provider_up": ("gauge", ("provider", "endpoint")),
     "breaker_state": ("gauge", ("provider", "endpoint", "state")),
     "rollback_latched": ("gauge", ("provider", "component")),
+    "backend_requests_running": ("gauge", ("provider", "endpoint")),
+    "backend_requests_waiting": ("gauge", ("provider", "endpoint")),
+    "kv_cache_usage_ratio": ("gauge", ("provider", "endpoint")),
+    "prefix_cache_queries_total": ("counter", ("provider", "endpoint")),
+    "prefix_cache_hits_total": ("counter", ("provider", "endpoint")),
     "flags_revision": ("gauge", ()),
     "epoch": ("gauge", ("component",)),
+    "rollbacks_total": ("counter", ("provider", "trigger")),
+    "window_error_ratio": ("gauge", ("provider", "component")),
+    "window_latency_p95_seconds": ("gauge", ("provider", "component")),
+    "window_requests": ("gauge", ("provider", "component")),
+    "webhooks_total": ("counter", ("result",)),
     "internal_errors_total": ("counter", ("part",)),
     "config_reloads_total": ("counter", ("result",)),
     "config_stale": ("gauge", ()),
@@ -66,7 +80,17 @@ REFUSED = RequestRefused(request_id="r0", status=503, error_name="LLM_OVERLOADED
 STARTED = RequestStarted(
     request_id="r1", decision=DECISION, component="synthesis", model="qwen3:8b", operation=Operation.CHAT
 )
-ATTEMPT = AttemptStarted(request_id="r1", provider="ollama", arm="candidate")
+ATTEMPT = AttemptStarted(
+    request_id="r1",
+    provider="ollama",
+    arm="candidate",
+    endpoint="http://o:1",
+    decision=DECISION,
+    component="synthesis",
+    model="qwen3:8b",
+    operation=Operation.CHAT,
+    stream=False,
+)
 TRIED = AttemptEnded(
     request_id="r1",
     provider="ollama",
@@ -142,6 +166,10 @@ def after(*events: Event) -> Metrics:
     return metrics
 
 
+ARM = ArmWindow(provider="vllm", since=0.0, until=300.0, n=100, ended=100, failures=7, slow=0, timed=93, p95_ms=1500.0)
+SAID = GuardSaid(at=300.0, evaluations=(), windows=(ARM,))
+
+
 def busy() -> Metrics:
     return after(
         STARTED,
@@ -149,8 +177,10 @@ def busy() -> Metrics:
         TRIED,
         FellBack(request_id="r1", from_provider="vllm", to_provider="ollama", reason="timeout"),
         ended(),
-        PROBED,
+        replace(PROBED, load=Load(running=1)),
         flags(),
+        SAID,
+        WebhookTried(host="hooks.example.com", incident="inc-1", result="delivered", tries=1, status=200),
         InternalError(part="log", error="ValueError"),
         REFUSED,
         REJECTED,
@@ -164,6 +194,23 @@ REQUEST = 'arm="candidate",component="synthesis",model="qwen3:8b",operation="cha
     ("events", "names", "expected"),
     [
         ([ended()], ["requests_total"], [f"requests_total{{{REQUEST.format('ok')}}} 1.0"]),
+        (
+            [SAID],
+            ["window_"],
+            [
+                'window_error_ratio{component="*",provider="vllm"} 0.07',
+                'window_latency_p95_seconds{component="*",provider="vllm"} 1.5',
+                'window_requests{component="*",provider="vllm"} 100.0',
+            ],
+        ),
+        (
+            [
+                WebhookTried(host="hooks.example.com", incident="inc-1", result="failed", tries=1, status=500),
+                WebhookTried(host="hooks.example.com", incident="inc-1", result="delivered", tries=2, status=200),
+            ],
+            ["webhooks_total"],
+            ['webhooks_total{result="failed"} 1.0', 'webhooks_total{result="delivered"} 1.0'],
+        ),
         (
             [ended(outcome=Outcome(kind=Kind.TIMEOUT, code="ttft"))],
             ["requests_total"],
@@ -243,6 +290,26 @@ def test_a_rollback_shows_as_a_latch_and_a_share_of_zero_and_a_rearm_lifts_it() 
     assert lines(metrics, "share_ratio") == ['share_ratio{component="*",provider="vllm"} 0.0']
     metrics.on_event(flags(3))
     assert lines(metrics, "rollback_latched") == ['rollback_latched{component="*",provider="vllm"} 0.0']
+
+
+def test_what_a_back_end_counted_is_passed_on_and_starts_anew_with_it() -> None:
+    def told(load: Load | None) -> ProbeEnded:
+        return ProbeEnded(provider="vllm", endpoint="http://v:1", up=True, load=load)
+
+    place = '{endpoint="http://v:1",provider="vllm"}'
+    one = Load(running=3, waiting=2, kv_cache=0.5, steps=9, prefix_queries=120, prefix_hits=80)
+    metrics = after(told(one), told(one))
+    assert lines(metrics, "backend_requests", "kv_cache", "prefix_cache") == [
+        f"backend_requests_running{place} 3.0",
+        f"backend_requests_waiting{place} 2.0",
+        f"kv_cache_usage_ratio{place} 0.5",
+        f"prefix_cache_queries_total{place} 120.0",
+        f"prefix_cache_hits_total{place} 80.0",
+    ]
+    metrics.on_event(told(Load(prefix_queries=7)))
+    assert lines(metrics, "prefix_cache_queries") == [f"prefix_cache_queries_total{place} 7.0"]
+    metrics.on_event(told(None))
+    assert lines(metrics, "backend_requests", "kv_cache", "prefix_cache") == []
 
 
 def test_a_scope_that_is_gone_is_not_shown() -> None:

@@ -1,0 +1,343 @@
+"""The guard's driver: hears, counts, asks and brings to the store, judges, and acts through `live.cut`.
+
+Every `TICK_S` what happened in this process is looked at: runs that tripped act at once. About every second, with a
+phase of its own, what was counted goes to the store, what all the others counted comes back, and every rule is judged
+over it: whoever flushes evaluates. While the store is away this process goes on with what it saw itself.
+
+Nothing here is on a request's path, and nothing that goes wrong here reaches one: it is told as an internal error of
+the part `guard`.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+
+from memos_llm.core.errors import Refused, StoreUnreachable
+from memos_llm.core.events import (
+    BreakerChanged,
+    Bus,
+    ConfigChanged,
+    Event,
+    GuardBlind,
+    GuardSaid,
+    InternalError,
+    ProbeEnded,
+    RollbackHeld,
+    place_of,
+)
+from memos_llm.core.flags import GLOBAL, Flags
+from memos_llm.core.policy import Policy
+from memos_llm.core.ports import Clock, Instance, LiveFlags, Routes, StateStore, Transport
+from memos_llm.core.verdicts import HARD, Evaluation, Sum
+from memos_llm.guard.act import Fired, Knowledge, act, from_run
+from memos_llm.guard.health import Health, judge_breakers, judge_probes
+from memos_llm.guard.judge import Reading, failing, of_runs, read, say
+from memos_llm.guard.recorder import Recorder
+from memos_llm.guard.scope import has_share
+from memos_llm.guard.windows import Windows
+
+PART = "guard"
+TICK_S = 0.25
+FLUSH_S = 1.0  # on average, between two flushes
+LATE_S = 0.25  # of the event loop: what is measured then says nothing of a provider
+BLIND_S = 5.0  # how long that is held against it
+PRUNE_S = 60.0
+KEEP_EPOCHS = 2  # that are over: what is wrong may have outlived them
+CLOSE_S = 3.0  # for the last flush
+QUIET_S = 30.0  # what was held is told again once it was not so for that long
+MOST_HELD = 100
+
+
+class Guard:
+    """One process's guard. Make it before calls are routed; `start` it on their event loop, `aclose` it before the
+    flags are closed.
+
+    Args:
+        routes: the policy and the transports in force.
+        instance: the id that this process has among the instances.
+        clock: monotonic, as the engine's. wall: Unix seconds, until the store tells its own.
+
+    Attributes:
+        said: what it said last; None before the first time.
+    """
+
+    def __init__(
+        self,
+        live: LiveFlags,
+        store: StateStore,
+        bus: Bus,
+        routes: Callable[[], Routes],
+        *,
+        instance: str,
+        clock: Clock = time.monotonic,
+        wall: Clock = time.time,
+        rng: Random | None = None,
+    ) -> None:
+        self._live, self._store, self._bus, self._routes, self._instance = live, store, bus, routes, instance
+        self._clock, self._rng = clock, rng or Random()
+        self._windows, self._health = Windows(), Health()
+        self._recorder = Recorder(self._policy, live.current, clock, wall)
+        self.said: GuardSaid | None = None
+        self._others: Sequence[Instance] = ()
+        self._held: OrderedDict[tuple[object, ...], float] = OrderedDict()
+        self._blind = GuardBlind(what="")
+        self._born = clock()
+        self._late_at, self._pruned_at = float("-inf"), clock()
+        self._ending = asyncio.Event()
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._off = [
+            bus.subscribe(PART, self._recorder.on_event, *Recorder.KINDS),
+            bus.subscribe(PART, self._probed, ProbeEnded),
+            bus.subscribe(PART, self._broke, BreakerChanged),
+            bus.subscribe(PART, self._configured, ConfigChanged),
+        ]
+
+    def start(self) -> None:
+        """Call once."""
+        self._tasks = (
+            asyncio.create_task(self._tick_forever(), name="memos_llm guard tick"),
+            asyncio.create_task(self._flush_forever(), name="memos_llm guard flush"),
+        )
+
+    async def aclose(self) -> None:
+        """Judge and bring to the store what is left, so that a short process takes part. Harmless when repeated."""
+        if self._ending.is_set():
+            return
+        self._ending.set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        for unsubscribe in self._off:
+            unsubscribe()
+
+    def dead(self) -> tuple[str, ...] | None:
+        """The endpoints that are dead for this process, for its heartbeats; None: it does not probe."""
+        return tuple(sorted(self._dead())) if self._health.probing else None
+
+    def tick(self) -> None:
+        """Look at what happened here; what tripped acts."""
+        now = self._clock()
+        self._recorder.tick(now)
+        trips = self._recorder.trips()
+        if not trips:
+            return
+        self._drain()
+        self._act([from_run(trip) for trip in trips])
+
+    async def flush(self) -> None:
+        """Bring what was counted to the store, learn what all have counted, judge, act."""
+        self._drain()
+        with contextlib.suppress(StoreUnreachable):  # whoever follows the flags tells of it
+            await self._merge()
+        self._others = await self._ask_others()
+        self._judge()
+        if self._clock() - self._pruned_at > PRUNE_S:
+            self._pruned_at = self._clock()
+            flags = self._live.current()
+            self._windows.prune(self._at(), lambda key: key.epoch >= flags.scope(key.scope).epoch - KEEP_EPOCHS)
+
+    # The clockwork
+
+    async def _tick_forever(self) -> None:
+        while not self._ending.is_set():
+            due = self._clock() + TICK_S
+            await _waited(self._ending, TICK_S)
+            if self._clock() - due > LATE_S:
+                self._late_at = self._clock()
+            self._recorder.lag(self._clock() - self._late_at < TICK_S)
+            try:
+                self.tick()
+            except Exception as error:  # noqa: BLE001 - told; requests and flags go on without the guard
+                self._fault(error)
+
+    async def _flush_forever(self) -> None:
+        await _waited(self._ending, self._rng.uniform(0, FLUSH_S))
+        ending = False
+        while not ending:
+            ending = self._ending.is_set()
+            try:
+                await self.flush()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._fault(error)
+            await _waited(self._ending, FLUSH_S * self._rng.uniform(0.9, 1.1))
+
+    def _fault(self, error: Exception) -> None:
+        self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
+
+    def _policy(self) -> Policy:
+        return self._routes().policy
+
+    @property
+    def _offset(self) -> float:
+        """From this process's clock to the store's."""
+        return self._recorder.offset
+
+    def _at(self) -> float:
+        """Now, in Unix seconds by the store's clock as far as it is known."""
+        return self._clock() + self._offset
+
+    # What is heard besides requests
+
+    def _probed(self, event: Event) -> None:
+        assert isinstance(event, ProbeEnded)
+        self._health.probed(event, self._clock(), self._at())
+
+    def _broke(self, event: Event) -> None:
+        assert isinstance(event, BreakerChanged)
+        self._health.broke(event, self._clock())
+
+    def _configured(self, event: Event) -> None:
+        assert isinstance(event, ConfigChanged)
+        self._health.keep(frozenset(event.endpoints))
+
+    # The store
+
+    def _drain(self) -> None:
+        for delta in self._recorder.drain():
+            self._windows.add(delta)
+
+    async def _merge(self) -> None:
+        owed, asked_at = self._windows.owed(), self._clock()
+        try:
+            merged = await self._store.merge(owed, self._windows.cursor)
+        except Refused:  # of a newer schema: nothing may be added, and what others count is seen
+            owed = []
+            merged = await self._store.merge(owed, self._windows.cursor)
+        self._recorder.at_store(merged.at - (asked_at + self._clock()) / 2)
+        self._windows.learn(merged, owed)
+
+    async def _ask_others(self) -> Sequence[Instance]:
+        """What the others' probes say, where that matters; nobody, while the store is away."""
+        if not self._dead():
+            return ()
+        try:
+            return [one for one in await self._store.instances() if one.id != self._instance]
+        except StoreUnreachable:
+            return ()
+
+    # Judging
+
+    def _judge(self) -> None:
+        policy, transports = self._routes()
+        reading = read(self._windows, policy, self._live.current(), self._at())
+        said = say(reading)
+        more = (*of_runs(self._recorder.runs, reading.at), *self._of_endpoints(policy, transports, reading.at))
+        self.said = GuardSaid(at=said.at, evaluations=said.evaluations + more, windows=said.windows)
+        self._bus.emit(self.said)
+        if policy.candidate is not None:
+            firing = failing(self.said, policy.candidate)
+            self._act([Fired(one, reading.at, _epochs(one, reading)) for one in firing])
+        self._tell_blindness(reading)
+
+    def _of_endpoints(self, policy: Policy, transports: Mapping[str, Transport], at: float) -> list[Evaluation]:
+        candidate = policy.candidate
+        if candidate is None or candidate not in transports:
+            return []
+        serving, now = self._serving(policy, transports), self._clock()
+        failures = policy.guard.of(candidate).health_failures
+        rearmed_at = max((scope.rearmed_at for scope in self._live.current().scopes.values()), default=0.0)
+        found = judge_breakers(self._health, candidate, serving, rearmed_at - self._offset, now, at)
+        if failures is not None:
+            found += judge_probes(self._health, candidate, serving, failures, self._others, now, at)
+        return found
+
+    def _serving(self, policy: Policy, transports: Mapping[str, Transport]) -> dict[str, Sequence[str]]:
+        """The candidate's endpoints, by logical model."""
+        candidate = policy.candidate or ""
+        mapped = {name: model.target(candidate) for name, model in policy.catalogue.models.items()}
+        serving = {name: transports[candidate].serving(target.model) for name, target in mapped.items() if target}
+        return {name: endpoints for name, endpoints in serving.items() if endpoints}
+
+    def _dead(self) -> frozenset[str]:
+        policy = self._policy()
+        return self._health.dead(lambda provider: policy.guard.of(provider).health_failures)
+
+    # Acting
+
+    def _act(self, fired: Sequence[Fired]) -> None:
+        policy, transports = self._routes()
+        candidate = policy.candidate
+        mine = [one for one in fired if one.evaluation.sum.provider == candidate]
+        if not mine or candidate is None or not policy.guard.enabled:
+            return
+        flags = self._live.current()
+        reading = read(self._windows, policy, flags, self._at())
+        done = act(mine, candidate, reading, flags, self._knowledge(policy, transports))
+        for held in done.held:
+            self._hold(held, flags)
+        if done.rollback is not None:
+            self._live.cut(done.rollback)
+
+    def _knowledge(self, policy: Policy, transports: Mapping[str, Transport]) -> Knowledge:
+        def down(model: str) -> str:
+            """As this process sees it; a sign of it is enough to stay where we are."""
+            if policy.baseline in self._live.current().maintained(self._at()):
+                return "it is under maintenance"
+            transport = transports.get(policy.baseline)
+            if transport is None:
+                return "it is switched off"
+            endpoints = transport.serving(model)
+            dead = self._dead()
+            if endpoints and all(endpoint in dead for endpoint in endpoints):
+                return "its probes fail"
+            return transport.offer(model).refused or ""
+
+        candidate = policy.candidate or ""
+        return Knowledge(
+            judged=self.said.evaluations if self.said else (),
+            served=tuple(self._serving(policy, transports)) if candidate in transports else (),
+            down=down,
+            probes=self._health.seen(candidate, policy.baseline),
+            by=self._instance,
+        )
+
+    def _hold(self, held: RollbackHeld, flags: Flags) -> None:
+        """Told once, until something changes."""
+        key = (held.provider, held.scope, held.trigger, held.why, flags.effective(held.scope)[1].epoch)
+        now, before = self._clock(), self._held.pop(key, float("-inf"))
+        self._held[key] = now
+        while len(self._held) > MOST_HELD:
+            self._held.popitem(last=False)
+        if now - before > QUIET_S:
+            self._bus.emit(held)
+
+    def _tell_blindness(self, reading: Reading) -> None:
+        blind = GuardBlind(what="")
+        if self._clock() - self._late_at < BLIND_S:
+            blind = GuardBlind(what="lag", detail=f"the event loop was more than {LATE_S * 1000:.0f} ms late")
+        elif self._starves(reading):
+            blind = GuardBlind(what="no-data", detail=f"no request of {reading.policy.candidate} for a whole window")
+        if blind.what != self._blind.what:
+            self._blind = blind
+            self._bus.emit(blind)
+
+    def _starves(self, reading: Reading) -> bool:
+        """The candidate has a share, and nobody has asked anything of it for as long as a window."""
+        policy, flags, candidate = reading.policy, self._live.current(), reading.policy.candidate
+        if candidate is None or not policy.guard.enabled or not has_share(GLOBAL, flags, policy):
+            return False
+        grace_s = policy.guard.of(candidate).window_s
+        began = max(flags.scope(GLOBAL).since, self._born + self._offset)
+        if reading.at - began < grace_s or candidate in flags.maintained(reading.at):
+            return False
+        of = reading.current.of(Sum(provider=candidate))
+        return reading.windows.counted(of, reading.at - grace_s, reading.at + 1).n == 0
+
+
+def _epochs(said: Evaluation, reading: Reading) -> dict[str, int]:
+    """The epochs that a soft verdict is about."""
+    if said.trigger in HARD:
+        return {}
+    of = reading.current.of(said.sum)
+    return {key.scope: key.epoch for key in filter(of, reading.windows.keys())}
+
+
+async def _waited(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

@@ -1,0 +1,413 @@
+"""The driver over a store: what it brings there and learns, when it acts, and what it does without."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from memos_llm.core.call import Operation, Target
+from memos_llm.core.catalogue import Catalogue, Model, ProviderModel
+from memos_llm.core.commands import Maintain, Rearm, Rollback, Shift
+from memos_llm.core.decision import Arm, Decision, Reason
+from memos_llm.core.errors import Refused, StoreUnreachable
+from memos_llm.core.events import (
+    AttemptEnded,
+    AttemptStarted,
+    BreakerChanged,
+    Bus,
+    GuardBlind,
+    GuardSaid,
+    InternalError,
+    ProbeEnded,
+    RollbackHeld,
+)
+from memos_llm.core.flags import GLOBAL, PPM
+from memos_llm.core.outcome import OK, Kind, Outcome
+from memos_llm.core.policy import GuardPolicy, Limits, Policy
+from memos_llm.core.ports import Instance, Routes, StateStore
+from memos_llm.core.verdicts import Trigger, Verdict
+from memos_llm.core.windows import Merged, WindowDelta
+from memos_llm.guard.watch import Guard
+from memos_llm.store.memory import MemoryStore
+from memos_llm.testing import FakeTransport, FixedFlags, ManualClock, Recorder
+
+START = 1_000_000.0  # Unix seconds when the manual clocks begin
+VLLM, OLLAMA = "http://vllm.test", "http://ollama.test"
+ILL = Outcome(kind=Kind.SERVER, status=500)
+
+
+class Site:
+    """One process's guard, without the clockwork: `turn` does what a second does."""
+
+    def __init__(
+        self, store: StateStore, clock: ManualClock, *, limits: Limits | None = None, name: str = "me"
+    ) -> None:
+        self.clock, self.store = clock, store
+        self.bus, self.told = Bus(), Recorder()
+        self.bus.subscribe("told", self.told)
+        self.flags = FixedFlags(clock=ManualClock(START))
+        self.apply(Shift(provider="vllm", share_ppm=PPM // 2))
+        models = [
+            Model(name=name, on={"ollama": ProviderModel(name), "vllm": ProviderModel(f"{name}-there")})
+            for name in ("qwen3:8b", "llama3.2:3b")
+        ]
+        self.policy = Policy(
+            baseline="ollama",
+            candidate="vllm",
+            fallback=("ollama",),
+            pins={},
+            timeouts={},
+            catalogue=Catalogue(models),
+            guard=GuardPolicy(default=limits or Limits()),
+        )
+        self.transports = {name: FakeTransport(name) for name in ("ollama", "vllm")}
+        self.guard = Guard(
+            self.flags,
+            store,
+            self.bus,
+            lambda: Routes(self.policy, self.transports),
+            instance=name,
+            clock=clock,
+            wall=lambda: clock() - 1000.0 + START,
+        )
+        self.asked = 0
+
+    def apply(self, command: Any) -> None:
+        self.flags.flags = command.apply(self.flags.flags, START)
+
+    async def turn(self, seconds: float = 1.0) -> None:
+        self.clock.advance(seconds)
+        self.guard.tick()
+        await self.guard.flush()
+
+    def ask(
+        self,
+        outcome: Outcome = OK,
+        *,
+        provider: str = "vllm",
+        component: str = "default",
+        model: str = "qwen3:8b",
+        duration_s: float = 0.01,
+    ) -> None:
+        """One request, answered before anything else happens."""
+        self.asked += 1
+        scope, said = self.flags.current().effective(component)
+        arm = Arm.CANDIDATE if provider == "vllm" else Arm.BASELINE
+        decision = Decision(
+            arm=arm,
+            targets=(Target(provider, model),),
+            reason=Reason.SPLIT,
+            scope=scope,
+            epoch=said.epoch,
+            revision=1,
+        )
+        common: dict[str, Any] = {
+            "request_id": f"r{self.asked}",
+            "provider": provider,
+            "arm": arm,
+            "endpoint": f"http://{provider}.test",
+            "component": component,
+            "model": model,
+        }
+        self.bus.emit(
+            AttemptStarted(decision=decision, operation=Operation.CHAT, stream=False, key=self.asked, **common)
+        )
+        self.clock.advance(duration_s)
+        self.bus.emit(AttemptEnded(outcome=outcome, duration_s=duration_s, **common))
+
+    def probe(self, endpoint: str = VLLM, failure: str = "connect") -> None:
+        provider = "vllm" if endpoint == VLLM else "ollama"
+        self.bus.emit(ProbeEnded(provider=provider, endpoint=endpoint, up=not failure, failure=failure))
+
+    @property
+    def latched(self) -> dict[str, str]:
+        """Scope → provider."""
+        return {name: one.latch.provider for name, one in self.flags.current().scopes.items() if one.latch}
+
+    def held(self) -> list[tuple[str, str, str]]:
+        return [(one.scope, one.trigger, one.why) for one in self.told.of(RollbackHeld)]
+
+
+class Away(MemoryStore):
+    """A store that can be away, of a newer schema, or broken."""
+
+    fault: Exception | None = None
+
+    async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        if isinstance(self.fault, Refused) and not deltas:
+            return await super().merge(deltas, cursor)
+        if self.fault is not None:
+            raise self.fault
+        return await super().merge(deltas, cursor)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> Away:
+    return Away(clock=lambda: clock() - 1000.0 + START)
+
+
+@pytest.fixture
+def site(store: Away, clock: ManualClock) -> Site:
+    return Site(store, clock)
+
+
+def some(site: Site, count: int, *, failing_each: int = 0, **more: Any) -> None:
+    for number in range(1, count + 1):
+        site.ask(ILL if failing_each and number % failing_each == 0 else OK, **more)
+
+
+async def test_a_run_of_failures_acts_with_the_next_tick_and_before_any_flush(site: Site) -> None:
+    some(site, 8, failing_each=1)
+    assert site.latched == {}
+    site.guard.tick()
+    assert site.latched == {GLOBAL: "vllm"}
+
+
+async def test_the_windows_of_two_processes_say_together_what_neither_could_alone(store: Away) -> None:
+    clock = ManualClock()
+    one, two = Site(store, clock, name="one"), Site(store, clock, name="two")
+    for each in (one, two):
+        some(each, 40, failing_each=5)
+        each.guard.tick()
+        assert each.latched == {}
+    await one.turn()
+    assert one.latched == {}
+    await two.turn()
+    assert two.latched == {GLOBAL: "vllm"}, "it saw the other's too"
+    said = two.told.of(GuardSaid)[-1]
+    total = next(arm for arm in said.windows if (arm.provider, arm.component, arm.model) == ("vllm", "", ""))
+    assert (total.n, total.failures, dict(total.kinds)) == (80, 16, {"server": 16})
+
+
+async def test_answers_that_are_all_slow_act_though_none_failed(site: Site) -> None:
+    for _ in range(8):
+        for _ in range(4):
+            site.ask(duration_s=6.0)
+        site.clock.advance(1.0)
+        site.guard.tick()
+    assert site.latched == {GLOBAL: "vllm"}
+
+
+async def test_how_far_the_runs_are_is_said_before_they_trip(site: Site) -> None:
+    some(site, 2, failing_each=1)
+    await site.turn()
+    said = {(one.trigger, one.sum.component): one for one in site.told.of(GuardSaid)[-1].evaluations}
+    run = said[Trigger.ERROR_RUN, "default"]
+    assert (run.verdict, run.k, run.limit) == (Verdict.PASS, 8, 24)
+    assert said[Trigger.TIMEOUTS, "default"].limit == 3
+
+
+async def test_a_rollback_carries_its_evidence(site: Site) -> None:
+    cut: list[Rollback] = []
+    site.flags.cut = cut.append  # type: ignore[method-assign,assignment]  # to look at what is cut
+    site.probe(failure="")
+    some(site, 60, failing_each=5)
+    some(site, 30, provider="ollama")
+    await site.turn()
+    rollback, evidence = cut[0], cut[0].evidence
+    assert evidence is not None
+    assert (rollback.trigger, rollback.automatic, rollback.scope) == (Trigger.ERROR_RATE, True, GLOBAL)
+    assert rollback.epochs == {GLOBAL: site.flags.current().scope(GLOBAL).epoch}
+    assert (evidence.n, evidence.k, evidence.limit, evidence.by) == (60, 12, 0.05, "me")
+    assert evidence.low is not None
+    assert evidence.low > 0.05
+    assert [(arm.provider, arm.n, arm.failures) for arm in evidence.windows] == [("vllm", 60, 12), ("ollama", 30, 0)]
+    assert [probe.endpoint for probe in evidence.probes] == [VLLM]
+    assert evidence.models == ("qwen3:8b",)
+    assert evidence.detection_s is not None
+
+
+async def test_without_the_store_it_judges_what_it_saw_and_brings_it_later(site: Site, store: Away) -> None:
+    store.fault = StoreUnreachable("away")
+    some(site, 60, failing_each=5)
+    await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}
+    assert site.told.of(InternalError) == []
+    store.fault = None
+    await site.turn()
+    rows = (await store.merge(())).rows
+    assert sum(row.counts["n"] for row in rows if row.width_s == 1) == 60
+
+
+async def test_in_a_store_of_a_newer_schema_it_only_looks(site: Site, store: Away, clock: ManualClock) -> None:
+    other = Site(store, clock, name="other")
+    some(other, 60, failing_each=5)
+    await other.turn()
+    store.fault = Refused("a newer schema")
+    some(site, 1)
+    await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}, "the others' windows are seen"
+    assert site.told.of(InternalError) == []
+
+
+async def test_nothing_is_said_twice_of_what_is_held_and_it_is_told_again_when_it_comes_back(site: Site) -> None:
+    site.transports["ollama"].refused = "down"
+    some(site, 60, failing_each=5)
+    for _ in range(5):
+        await site.turn()
+    assert site.held() == [(GLOBAL, "error_rate", "baseline-down")]
+    assert site.latched == {}
+    site.transports["ollama"].refused = None
+    await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}
+
+
+async def test_a_baseline_that_is_as_bad_is_nothing_to_go_back_to(site: Site) -> None:
+    some(site, 60, failing_each=5)
+    some(site, 60, failing_each=5, provider="ollama")
+    await site.turn()
+    assert site.held() == [(GLOBAL, "error_rate", "limit-unfit")]
+    assert site.latched == {}
+
+
+async def test_a_model_that_the_baseline_has_not_stays(site: Site) -> None:
+    only = Model(name="new", on={"vllm": ProviderModel("new")})
+    known = site.policy.catalogue.models.values()
+    site.policy = replace(site.policy, catalogue=Catalogue([*known, only]))
+    some(site, 60, failing_each=5, model="new")
+    await site.turn()
+    assert site.held() == [(GLOBAL, "error_rate", "baseline-unmapped")]
+    assert site.latched == {}
+
+
+async def test_under_maintenance_nothing_latches(site: Site) -> None:
+    some(site, 60, failing_each=5)
+    site.apply(Maintain(provider="vllm", until=START + 600))
+    for _ in range(3):
+        site.probe()
+        await site.turn()
+    assert {why for _, _, why in site.held()} == {"maintenance"}
+    assert site.latched == {}
+
+
+async def test_one_component_is_latched_while_another_is_well(site: Site) -> None:
+    some(site, 60, component="analysis")
+    some(site, 60, component="synthesis", failing_each=4)
+    await site.turn()
+    assert site.latched == {"synthesis": "vllm"}
+    await site.turn()
+    assert site.latched == {"synthesis": "vllm"}, "what is latched says nothing of the rest"
+
+
+async def test_a_dead_model_latches_the_components_that_used_only_it(site: Site) -> None:
+    other = FakeTransport("vllm")
+    other.serving = lambda model: ("http://spare.test",) if model.startswith("llama") else (VLLM,)  # type: ignore[method-assign]  # two endpoints
+    site.transports["vllm"] = other
+    some(site, 5, component="analysis", model="llama3.2:3b")
+    some(site, 5, component="synthesis")
+    for _ in range(3):
+        site.probe()
+    await site.turn()
+    assert site.latched == {"synthesis": "vllm"}
+
+
+@pytest.mark.parametrize(("theirs", "latched"), [((), {}), ((VLLM,), {GLOBAL: "vllm"})])
+async def test_dead_is_what_a_majority_finds_dead(
+    site: Site, store: Away, theirs: tuple[str, ...], latched: dict[str, str]
+) -> None:
+    for name in ("two", "three"):
+        await store.heartbeat(Instance(id=name, kind="gateway", revision=1, at=0.0, dead=theirs))
+    assert site.guard.dead() is None, "it has not probed yet"
+    for _ in range(3):
+        site.probe()
+    assert site.guard.dead() == (VLLM,)
+    await site.turn()
+    assert site.latched == latched
+
+
+async def test_a_breaker_that_keeps_opening_rolls_back_and_not_again_for_the_same_after_a_rearm(site: Site) -> None:
+    def broke(state: str) -> None:
+        site.bus.emit(BreakerChanged(provider="vllm", endpoint=VLLM, state=state))
+
+    for _ in range(3):
+        broke("open")
+        await site.turn()
+        broke("half_open")
+        await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}
+    now = site.clock() - 1000.0 + START
+    site.flags.flags = Rearm(provider="vllm", force=True, reason="mended").apply(site.flags.flags, now)
+    site.apply(Shift(provider="vllm", share_ppm=PPM))
+    await site.turn()
+    assert site.latched == {}
+
+
+async def test_a_share_without_requests_is_said_to_be_blind_after_a_window_and_that_it_is_over(site: Site) -> None:
+    await site.turn()
+    assert site.told.of(GuardBlind) == []
+    await site.turn(301.0)
+    assert [one.what for one in site.told.of(GuardBlind)] == ["no-data"]
+    assert site.latched == {}, "no data is no verdict"
+    verdicts = {one.reason: one.verdict for one in site.told.of(GuardSaid)[-1].evaluations if one.reason == "no-data"}
+    assert verdicts == {"no-data": Verdict.INCONCLUSIVE}
+    some(site, 1)
+    await site.turn()
+    assert [one.what for one in site.told.of(GuardBlind)] == ["no-data", ""]
+
+
+# The clockwork
+
+
+@asynccontextmanager
+async def running(store: StateStore) -> AsyncIterator[Site]:
+    clock = ManualClock()
+    site = Site(store, clock)
+    live = Guard(
+        site.flags, store, site.bus, lambda: Routes(site.policy, site.transports), instance="live", clock=time.monotonic
+    )
+    live.start()
+    try:
+        yield site
+    finally:
+        await live.aclose()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_breaks_in_it_is_told_and_it_goes_on() -> None:
+    store = Away()
+    store.fault = ValueError("no store says that")
+    async with running(store) as site:
+        await until(lambda: len(site.told.of(InternalError)) >= 2)
+        assert {(one.part, one.error) for one in site.told.of(InternalError)} == {("guard", "ValueError")}
+        store.fault = None
+        await until(lambda: site.told.of(GuardSaid))
+
+
+async def test_a_loop_that_is_late_is_told() -> None:
+    async with running(Away()) as site:
+        await until(lambda: site.told.of(GuardSaid))
+        time.sleep(0.8)  # noqa: ASYNC251 - it is late
+        await until(lambda: "lag" in [one.what for one in site.told.of(GuardBlind)])
+
+
+async def test_closing_brings_what_is_left_to_the_store() -> None:
+    store = Away()
+    async with running(store) as site:
+        some(site, 7)
+    rows = (await store.merge(())).rows
+    assert sum(row.counts["n"] for row in rows if row.width_s == 1) == 7
+
+
+async def test_closing_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hangs(Away):
+        async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+    monkeypatch.setattr("memos_llm.guard.watch.CLOSE_S", 0.1)
+    async with asyncio.timeout(5), running(Hangs()) as site:
+        some(site, 7)
