@@ -133,7 +133,7 @@ def test_every_header_is_named() -> None:
 
 def test_every_log_line_is_named() -> None:
     told = set(re.findall(r"`([a-z-]+)`", section("Operating").partition("**Logs**")[2]))
-    logs = (ROOT / "memos_llm" / "telemetry" / "logs.py").read_text()
+    logs = (ROOT / "memos_llm" / "telemetry" / "lines.py").read_text()
     said = {name for name in re.findall(r'return [^\n]*, "([a-z-]+)", ', logs)} | {"log-lines-dropped"}
     assert len(said) == len(LINES) + 1
     workers = (ROOT / "memos_llm" / "gateway" / "workers.py").read_text()
@@ -184,7 +184,7 @@ def test_a_configuration_that_is_shown_is_right(text: str) -> None:
     base: dict[str, Any] = {"providers": {"ollama": {"kind": "ollama"}, "vllm": {"kind": "vllm"}}}
     whole = StringIO()
     YAML().dump({**base, **YAML(typ="safe").load(text)}, whole)
-    urls = {"OLLAMA_HOST": "http://localhost:11434", "VLLM_BASE_URL": "http://localhost:8000"}
+    urls = {"OLLAMA_HOST": "http://localhost:11434", "VLLM_BASE_URL": "http://localhost:8000", "REDIS_PASSWORD": "x"}
     assert pending(parse(whole.getvalue().encode(), urls, "README")) == ()
 
 

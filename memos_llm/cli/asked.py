@@ -38,6 +38,15 @@ def candidate(settings: "Settings") -> str:
     return settings.candidate
 
 
+def provider(name: str, settings: "Settings") -> str:
+    """A configured provider's name."""
+    if name not in settings.providers:
+        close = get_close_matches(name, settings.providers, 1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise failures.usage(f"there is no provider {name!r}: {guess}choices: {', '.join(settings.providers)}")
+    return name
+
+
 def _options(arguments: Sequence[str], name: str) -> list[tuple[str, str]]:
     """Names and values; a value that was left out is empty."""
     options, rest = [], list(arguments)

@@ -25,6 +25,11 @@ def models(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(settings.models if settings else (), incomplete)
 
 
+def providers(ctx: typer.Context, incomplete: str) -> list[str]:
+    settings = _settings(ctx)
+    return _starting(settings.providers if settings else (), incomplete)
+
+
 def scopes(incomplete: str) -> list[str]:
     return _starting(SCOPES, incomplete)
 

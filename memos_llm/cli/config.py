@@ -72,7 +72,23 @@ def _summary(cli: Cli, settings: "Settings") -> dict[str, Any]:
         "share": settings.routing.share,
         "pins": dict(settings.policy().pins),
         "store": settings.show()["store"],
+        "guard": _guard(settings),
         "pending": list(pending(settings)),
+    }
+
+
+def _guard(settings: "Settings") -> dict[str, Any]:
+    """What the candidate is held to, in words; whoever has limits of their own; who is told."""
+    from memos_llm.operate.guarding import in_words
+    from memos_llm.wiring.hooks import hooks
+
+    guard = settings.policy().guard
+    kinds = {"provider": guard.providers, "component": guard.components, "model": guard.models}
+    return {
+        "enabled": guard.enabled,
+        "limits": f"rolls back at {in_words(guard.default)}",
+        "own": {f"{kind} {name}": in_words(own) for kind, named in kinds.items() for name, own in named.items()},
+        "webhooks": [hook.host for hook in hooks(settings)],
     }
 
 
@@ -89,6 +105,10 @@ def _view(found: dict[str, Any]) -> Iterator[str]:
         yield f"  pin        {component} -> {provider}"
     yield f"  share      {found['share']:g} (for a new store)"
     yield f"  store      {found['store']}"
+    guard = found["guard"]
+    yield f"  guard      {guard['limits'] if guard['enabled'] else 'off: nothing rolls back by itself'}"
+    yield from (f"  guard      {name}: {limits}" for name, limits in guard["own"].items() if guard["enabled"])
+    yield from (f"  webhook    {host}" for host in guard["webhooks"])
     yield from (f"  note       {line}" for line in found["pending"])
 
 

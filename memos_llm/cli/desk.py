@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AdoptOrder,
         ExplainOrder,
         InventoryOrder,
+        MaintenanceOrder,
         RearmOrder,
         RollbackOrder,
         ShiftOrder,
@@ -28,6 +29,7 @@ class Desk(Protocol):
     async def shift(self, order: "ShiftOrder") -> "Change": ...
     async def rollback(self, order: "RollbackOrder") -> "Change": ...
     async def rearm(self, order: "RearmOrder") -> "Change": ...
+    async def maintenance(self, order: "MaintenanceOrder") -> "Change": ...
     async def verify(self, order: "VerifyOrder") -> "Change": ...
     async def adopt(self, order: "AdoptOrder") -> "Adoption": ...
     async def history(self, limit: int) -> "History": ...
@@ -50,6 +52,7 @@ class StoreDesk:
         from memos_llm.cli.opening import opened_store
         from memos_llm.core.events import StoreState
         from memos_llm.operate import standing
+        from memos_llm.operate.guarding import look
         from memos_llm.operate.probing import probe_all
 
         settings = self._settings
@@ -57,15 +60,18 @@ class StoreDesk:
             flags, instances, health = await asyncio.gather(
                 store.load(), store.instances(), probe_all(settings.provider_specs())
             )
+            flags = flags or standing.NO_FLAGS
+            guarded = await look(store, settings.policy(), flags)
         return standing.status(
             settings,
             settings.policy(),
-            flags or standing.NO_FLAGS,
+            flags,
             instances=instances,
             providers={name: standing.probed(found) for name, found in health.items()},
             store=StoreState(reachable=True),
             now=time.time(),
             seen_by="cli",
+            guarded=guarded,
         )
 
     async def shift(self, order: "ShiftOrder") -> "Change":
@@ -77,13 +83,14 @@ class StoreDesk:
 
     async def rollback(self, order: "RollbackOrder") -> "Change":
         from memos_llm.cli.opening import actor, opened_live
+        from memos_llm.cli.telling import told
         from memos_llm.operate import changes
 
         async with opened_live(self._settings) as live:
             change = await changes.rollback(live, self._settings, order, actor())
             if live.store_state.regressed and change.unconfirmed:
                 raise _not_rolled_back(live.store_state.detail, change.unconfirmed)
-            return change
+            return await told(live.store, self._settings, change)
 
     async def rearm(self, order: "RearmOrder") -> "Change":
         from memos_llm.cli.opening import actor, opened_live
@@ -91,6 +98,13 @@ class StoreDesk:
 
         async with opened_live(self._settings) as live:
             return await changes.rearm(live, self._settings, order, actor())
+
+    async def maintenance(self, order: "MaintenanceOrder") -> "Change":
+        from memos_llm.cli.opening import actor, opened_live
+        from memos_llm.operate import changes
+
+        async with opened_live(self._settings) as live:
+            return await changes.maintenance(live, self._settings, order, actor())
 
     async def verify(self, order: "VerifyOrder") -> "Change":
         from memos_llm.cli.opening import actor, opened_live
@@ -137,7 +151,7 @@ class StoreDesk:
         from memos_llm.wiring import open_runtime
 
         async with opened_store(self._settings) as store:
-            runtime = await open_runtime(self._settings, kind="cli", ephemeral=True, store=store)
+            runtime = await open_runtime(self._settings, kind="cli", ephemeral=True, guarded=False, store=store)
             try:
                 flags = require_store(runtime.live)
                 with suppress(TimeoutError):

@@ -32,7 +32,11 @@ def doctor(
         ),
     ] = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also send each mapped model a few short requests, which generate.")
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also send each mapped model a few short requests, which generate, and ask the webhooks' servers.",
+        ),
     ] = False,
 ) -> int:
     """Check configuration, store, servers and models; say what was seen, and what to do.
@@ -108,7 +112,9 @@ async def _looked(cli: Cli, facts: "Facts", settings: "Settings") -> "Facts":
     from memos_llm.gateway import gpu
     from memos_llm.operate.doctor import deep as generate
     from memos_llm.operate.doctor import look
+    from memos_llm.telemetry.webhooks import reach
     from memos_llm.wiring import last_good_file
+    from memos_llm.wiring.hooks import hooks
 
     with cli.out.progress(look.steps(settings), "looking") as told:
         servers, gpus = await asyncio.gather(look.servers(settings, told), gpu.status())
@@ -118,6 +124,7 @@ async def _looked(cli: Cli, facts: "Facts", settings: "Settings") -> "Facts":
     facts = replace(facts, providers=servers, store=store, gpus=tuple(gpus["gpus"]))
     if not facts.deep:
         return facts
+    facts = replace(facts, webhooks=await reach(hooks(settings)))
     with cli.out.progress(generate.steps(facts), "asking models") as told:
         return replace(facts, talks=await generate.talks(facts, told))
 

@@ -117,5 +117,5 @@ def _list(cli: Cli, faults: Mapping[str, str]) -> None:
     from memos_llm.cli.output import table
 
     shown = table(("fault", "what it does (arguments)"), faults.items())
-    common = "  every fault also takes rate=0..1, count=N, for_s=SECONDS, all=true"
+    common = "  every fault also takes rate=0..1, count=N, for_s=SECONDS, every_s=SECONDS (on, off, on, …), all=true"
     cli.out.result({"faults": dict(faults)}, shown, common)

@@ -35,8 +35,8 @@ def history(
             str(entry.revision),
             datetime.fromtimestamp(entry.at).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             entry.command,
-            entry.scope,
-            f"{percent(entry.share_before)} -> {percent(entry.share_after)}",
+            entry.provider if entry.command == "maintain" else entry.scope,
+            "-" if entry.command == "maintain" else f"{percent(entry.share_before)} -> {percent(entry.share_after)}",
             " ".join(filter(None, (entry.actor, f"- {entry.reason}" if entry.reason else ""))),
         )
         for entry in entries

@@ -10,7 +10,10 @@ from memos_llm.cli.command import Cli, command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import RenderableType
+
     from memos_llm.core.commands import Incident
+    from memos_llm.operate.documents import Incidents
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +27,9 @@ def incidents(
 ) -> int:
     """Show the incidents, newest first; with an ID all that is on record of that one.
 
+    That is: the rule with its numbers, both sides over the time judged, the last probes, versions, ids of requests
+    that went wrong, how fast it was seen and acted on, who else saw it, and what to do now.
+
     \b
     Example:
       llmctl incidents
@@ -31,30 +37,34 @@ def incidents(
     """
     from msgspec import to_builtins
 
-    from memos_llm.cli.output import table
-
     if id is not None:
+        from memos_llm.cli.incident_text import full
+
         one = cli.run(cli.desk.incident(id))
-        cli.out.result(to_builtins(one), *_full(one.incidents[0]))
+        cli.out.result(to_builtins(one), *full(one, one.incidents[0]))
         return failures.DONE
     found = cli.run(cli.desk.incidents(limit))
-    rows = [(each.id, _when(each.at), each.scope, each.trigger, each.reason or "-") for each in found.incidents]
-    shown = table(("id", "at", "scope", "trigger", "reason"), rows)
-    cli.out.result(to_builtins(found), shown if rows else "there have been no incidents")
+    cli.out.result(to_builtins(found), *_listed(found))
     return failures.DONE
 
 
-def _full(one: "Incident") -> "Iterator[str]":
-    from memos_llm.cli.output import percent
+def _listed(found: "Incidents") -> "Iterator[RenderableType]":
+    from memos_llm.cli.output import table
 
-    yield f"{one.id}: {one.provider} rolled back, {'everything' if one.scope == '*' else one.scope}"
-    yield f"  at         {_when(one.at)}"
-    yield f"  by         {one.actor} ({one.trigger})"
-    yield f"  reason     {one.reason or '-'}"
-    for name, before in one.shares_before.items():
-        after = one.shares_after.get(name)
-        yield f"  share      {name}: {percent(before)} -> {'follows *' if after is None else percent(after)}"
-    yield f"  flags      revision {one.revision}, epoch {one.epoch}"
+    if not found.incidents:
+        yield "there have been no incidents"
+        return
+    held = {latch.incident for latch in found.latched}
+    rows = [
+        (each.id, _when(each.at), ", ".join((each.scope, *each.also)), each.trigger, _state(each, held), each.reason)
+        for each in found.incidents
+    ]
+    yield table(("id", "at", "scope", "trigger", "latch", "reason"), rows)
+    yield "  all of one: `llmctl incidents ID`"
+
+
+def _state(one: "Incident", held: set[str]) -> str:
+    return "holds" if one.id in held else "lifted"
 
 
 def _when(at: float) -> str:

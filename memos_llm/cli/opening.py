@@ -33,7 +33,7 @@ async def opened_store(settings: "Settings") -> AsyncIterator[StateStore]:
     if settings.store_url.startswith("memory:"):
         raise failures.usage(
             "store: memory:// is each process's own, and this command's is empty: ask a running gateway with "
-            "--gateway URL, or keep the flags in a file (sqlite:///…)"
+            "--gateway URL, or keep the flags in a file (sqlite:///…) or in Redis (redis://…)"
         )
     store = open_store(settings.store_url)
     try:

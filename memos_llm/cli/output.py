@@ -7,6 +7,7 @@ colours and line drawing motion out when nobody is looking (not a terminal).
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Literal
 
 from rich.console import Console, RenderableType
@@ -85,6 +86,13 @@ def heading(text: str) -> Text:
 def percent(share: float) -> str:
     """`0.3` → `30%`, exact to the ppm that shares are kept in."""
     return f"{share * 100:.4f}".rstrip("0").rstrip(".") + "%"
+
+
+def clock(at: float) -> str:
+    """A moment in local time, to the second; today's without its date."""
+    moment = datetime.fromtimestamp(at).astimezone()
+    today = moment.date() == datetime.now().astimezone().date()
+    return moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
 def ago(seconds: float) -> str:

@@ -49,6 +49,9 @@ class GatewayDesk:
     async def rearm(self, order: orders.RearmOrder) -> documents.Change:
         return await self._post("rearm", order, documents.Change)
 
+    async def maintenance(self, order: orders.MaintenanceOrder) -> documents.Change:
+        return await self._post("maintenance", order, documents.Change)
+
     async def verify(self, order: orders.VerifyOrder) -> documents.Change:
         return await self._post("verify", order, documents.Change)
 

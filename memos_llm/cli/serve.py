@@ -110,7 +110,7 @@ def _apart(settings: "Settings", workers: int) -> str:
     """What speaks against that many processes; empty: nothing."""
     if workers == 1 or not settings.store_url.startswith("memory:"):
         return ""
-    return "store: memory:// is each process's own, so that no two workers would agree: use sqlite, or --workers 1"
+    return "store: memory:// is each process's own, so that no two workers agree: use sqlite or redis, or --workers 1"
 
 
 def _still_safe(host: str, *, insecure: bool) -> "Accept":

@@ -1,4 +1,4 @@
-"""Moving the split: `shift`, `rollback`, `rearm`. Each submits one command and says which instances follow it."""
+"""Moving the split: `shift`, `rollback`, `rearm`, `maintenance`. Each submits one command and says who follows it."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     )(shift)
     command(app, "rollback", short_help="Take the share back to 0 at once, latched.")(rollback)
     command(app, "rearm", short_help="Lift the latch of a rollback.")(rearm)
+    command(app, "maintenance", short_help="Drain a provider for a while, and roll nothing back.")(maintenance)
 
 
 def shift(
@@ -126,6 +127,45 @@ def rearm(
     return tell(cli, cli.run(cli.desk.rearm(order)), require_all=require_all)
 
 
+def maintenance(
+    cli: Cli,
+    provider: Annotated[
+        str, typer.Argument(metavar="PROVIDER", help="Whom to drain.", autocompletion=completion.providers)
+    ],
+    lasts: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="How long: 90s, 10m, 2h; 24h at most.", show_default=False),
+    ] = None,
+    end: Annotated[bool, typer.Option("--end", help="It is over: take requests again.")] = False,
+    reason: ReasonOption = "",
+    require_all: RequireAllOption = False,
+    wait: WaitOption = WAIT_S,
+) -> int:
+    """Drain a provider before a planned restart: its new requests go to the fallback, and nothing is rolled back.
+
+    Shares and latches stay as they are. It ends by itself when the time is over, or with --end. Requests that run
+    are finished where they are: `llmctl status` tells how many of a gateway's are still in flight.
+
+    \b
+    Example:
+      llmctl maintenance vllm --for 10m --reason "new driver"
+      llmctl maintenance vllm --end
+    """
+    from memos_llm.core.errors import BadRequest
+    from memos_llm.operate.orders import MaintenanceOrder
+
+    if end == (lasts is not None):
+        raise failures.usage("say how long: --for 10m (90s, 2h; 24h at most); or --end, when it is over")
+    order = MaintenanceOrder(provider=provider, lasts=lasts, end=end, reason=reason, wait_s=wait)
+    try:
+        _ = order.for_s
+    except BadRequest as error:
+        raise failures.usage(f"--{error.message}") from None
+    if cli.gateway_url is None:
+        asked.provider(provider, cli.settings)
+    return tell(cli, cli.run(cli.desk.maintenance(order)), require_all=require_all)
+
+
 def tell(cli: Cli, change: "Change", *, require_all: bool = False) -> int:
     """Say what came of it. The exit code."""
     from msgspec import to_builtins
@@ -139,11 +179,15 @@ def tell(cli: Cli, change: "Change", *, require_all: bool = False) -> int:
 
 
 def _lines(change: "Change") -> "Iterator[str]":
-    from memos_llm.cli.output import percent
+    from memos_llm.cli.output import clock, percent
 
     of = "everything" if change.scope == "*" else change.scope
     was, now = percent(change.share_before), percent(change.share)
-    if change.command == "rearm":
+    if change.command == "maintain" and change.until is not None:
+        yield f"{change.provider} is drained until {clock(change.until)} (revision {change.revision})"
+    elif change.command == "maintain":
+        yield f"{change.provider} takes requests again (revision {change.revision})"
+    elif change.command == "rearm":
         yield f"the latch of {of} is lifted; {change.provider}'s share stays {now} (revision {change.revision})"
     else:
         state = f", latched (incident {change.latched})" if change.latched else ""

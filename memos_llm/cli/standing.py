@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 
-from memos_llm.cli.output import ago, heading, percent, table
+from memos_llm.cli import windows
+from memos_llm.cli.output import ago, clock, heading, percent, table
 from memos_llm.operate.documents import EndpointState, InstanceState, ProviderState, Status
 
 EVERYTHING = "*"
@@ -23,6 +24,8 @@ def view(now: Status) -> Iterator[RenderableType]:
     yield from _store(now)
     yield from _split(now)
     yield from _latches(now)
+    yield from windows.maintenance(now)
+    yield from windows.guard(now)
     yield from _embeddings(now)
     yield heading("providers")
     yield table(("name", "endpoint", "state", "models"), _endpoint_rows(now), whole=("endpoint",))
@@ -91,7 +94,9 @@ def _latches(now: Status) -> Iterator[str]:
         held = f"; hold-down for {ago(left_s)} more" if left_s > 0 else ""
         option = "" if latch.scope == EVERYTHING else f" --component {latch.scope}"
         yield f"  ! {latch.scope} latched {ago(now.at - latch.since)} ago (incident {latch.incident}){held}"
-        yield f"    lift it with `llmctl rearm{option}`"
+        when = f", from {clock(latch.holddown_until)} on" if left_s > 0 else ""
+        yield f"    lift it with `llmctl rearm{option}`{when}"
+        yield f"    why: `llmctl incidents {latch.incident}`"
 
 
 def _embeddings(now: Status) -> Iterator[RenderableType]:

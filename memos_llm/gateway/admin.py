@@ -29,6 +29,7 @@ from memos_llm.gateway.principal import Principal, Right, found
 from memos_llm.operate import changes, documents, orders, records, standing
 from memos_llm.operate.board import Board
 from memos_llm.operate.explain import explain, offers_of
+from memos_llm.operate.guarding import Guarded, Heard, look
 from memos_llm.operate.inventory import inventory
 from memos_llm.rollout.inventory import Inventory
 from memos_llm.wiring import Runtime
@@ -85,6 +86,8 @@ class _Admin:
         self._runtime = runtime
         self._board = Board(lambda: runtime.settings.provider_specs())
         runtime.bus.subscribe("admin.board", self._board.on_event, *Board.KINDS)
+        self._guard = Heard()
+        runtime.bus.subscribe("admin.guard", self._guard.on_event, *Heard.KINDS)
         self._feed = Feed(runtime.bus, draining, keys=lambda: runtime.settings.gateway.api_keys)
         self._verbs = {(verb.operation.method, verb.operation.path): verb for verb in self._table()}
         self._openapi = msgspec.json.encode(document(PREFIX, [verb.operation for verb in self._verbs.values()]))
@@ -114,6 +117,10 @@ class _Admin:
                 "Set the candidate's share; to raise one, or to move embeddings, takes `admin`",
             ),
             verb("POST", "rollback", operate, self.rollback, o.RollbackOrder, d.Change, "Share to 0 at once, latched"),
+            verb(
+                "POST", "maintenance", operate, self.maintenance, o.MaintenanceOrder, d.Change,
+                "Drain a provider for a while, or end that: its requests are diverted, nothing is rolled back",
+            ),
             verb("POST", "rearm", admin, self.rearm, o.RearmOrder, d.Change, "Lift a latch; the share stays 0"),
             verb(
                 "POST", "adopt", admin, self.adopt, o.AdoptOrder, d.Adoption,
@@ -197,7 +204,16 @@ class _Admin:
             config=documents.ConfigSeen(
                 path=config.path, generation=config.generation, errors=config.errors, waiting=config.waiting
             ),
+            guarded=await self._guarded(),
         )
+
+    async def _guarded(self) -> Guarded:
+        """What the guard said last; in its first second, what it would say of the store's windows."""
+        heard, live = self._guard.guarded(), self._runtime.live
+        if heard.at is None:
+            with suppress(StoreUnreachable):
+                return await look(live.store, self._runtime.policy(), live.current())
+        return heard
 
     async def flags(self, asked: Asked) -> Struct:
         return standing.flags_document(self._runtime.live.current())
@@ -242,6 +258,9 @@ class _Admin:
 
     async def rearm(self, asked: Asked) -> Struct:
         return await changes.rearm(self._runtime.live, self._runtime.settings, asked.order, asked.actor)
+
+    async def maintenance(self, asked: Asked) -> Struct:
+        return await changes.maintenance(self._runtime.live, self._runtime.settings, asked.order, asked.actor)
 
     async def adopt(self, asked: Asked) -> Struct:
         return await changes.adopt(self._runtime.live, asked.order, asked.actor)

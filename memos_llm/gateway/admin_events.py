@@ -19,9 +19,12 @@ from memos_llm.core.events import (
     ConfigRejected,
     Event,
     FlagsChanged,
+    GuardBlind,
+    IncidentOpened,
     InternalError,
     ProbeEnded,
     RequestRefused,
+    RollbackHeld,
     StoreState,
 )
 from memos_llm.operate.standing import flags_document
@@ -42,6 +45,9 @@ SHOWN: Mapping[type[Event], tuple[str, Callable[[Any], object]]] = {
     ConfigChanged: ("config", lambda event: {"in_force": True, "generation": event.generation}),
     ConfigRejected: ("config", lambda event: {"in_force": False, "errors": event.errors}),
     RequestRefused: ("refused", _fields),
+    IncidentOpened: ("incident", lambda event: _fields(event.incident)),
+    RollbackHeld: ("rollback-held", _fields),
+    GuardBlind: ("guard", _fields),
 }
 """Event → its name on the stream, and what is shown of it."""
 

@@ -33,6 +33,8 @@ Headers = Mapping[bytes, bytes]
 
 _TRACE = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 PROVIDER = b"x-memos-provider"
+RETRIES = b"x-stainless-retry-count"  # of OpenAI's SDK and its kin
+MOST_RETRIES = 99
 
 
 def request_id(headers: Headers) -> str:
@@ -80,6 +82,7 @@ def build(
         needs=parsed.needs,
         override=_override(headers, parsed.model, policy, principal) if PROVIDER in headers else None,
         caller=principal.id,
+        retry=_retry(headers),
     )
 
 
@@ -120,6 +123,7 @@ def passing(
         own_deadline=own,
         caller=principal.id,
         passage=passage,
+        retry=_retry(headers),
     )
 
 
@@ -171,6 +175,12 @@ def _wait_s(headers: Headers, policy: Policy) -> tuple[float, bool]:
     if not (text.isdigit() and len(text) <= 8 and int(text) > 0):
         raise BadRequest("x-memos-timeout-ms is a whole number of milliseconds, such as 30000")
     return min(int(text) / 1000, policy.total_s), int(text) / 1000 < policy.total_s
+
+
+def _retry(headers: Headers) -> int:
+    """How often the caller's SDK has tried before; what is no number was not said by one."""
+    text = headers.get(RETRIES)
+    return min(int(text), MOST_RETRIES) if text and len(text) <= 4 and text.isdigit() else 0
 
 
 def _text(headers: Headers, name: bytes) -> str | None:

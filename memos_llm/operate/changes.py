@@ -1,19 +1,24 @@
 """The verbs that change something: each submits one command and says what came of it and who follows."""
 
+import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from memos_llm.control.confirm import Confirmation
 from memos_llm.control.live import Live
-from memos_llm.core.commands import Actor, Command, Rearm, Rollback, Shift, Verify
+from memos_llm.core.commands import Actor, Command, Maintain, Rearm, Rollback, Shift, Verify
 from memos_llm.core.errors import BadRequest, ConfigError, Refused, StoreUnreachable
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags, format_share
 from memos_llm.core.policy import Policy
 from memos_llm.operate.documents import Adoption, Change
+from memos_llm.operate.guarding import baseline_doubts, watched
 from memos_llm.operate.orders import (
     AdoptOrder,
+    MaintenanceOrder,
     RearmOrder,
     RollbackOrder,
     ShiftOrder,
@@ -49,7 +54,13 @@ async def shift(live: Live, settings: "Settings", order: ShiftOrder, actor: Acto
         new_index=order.new_index,
         reason=in_a_line(order.reason),
     )
-    return await submit(live, wanted, actor, wait_s=order.wait_s, warnings=tuple(doubts(scope, settings)))
+    warnings = tuple(doubts(scope, settings))
+    if not order.share_ppm:
+        return await submit(live, wanted, actor, wait_s=order.wait_s, warnings=warnings)
+    policy = settings.policy()
+    unfit = await baseline_doubts(live.store, policy, live.current(), scope)
+    change = await submit(live, wanted, actor, wait_s=order.wait_s, warnings=(*warnings, *unfit))
+    return replace(change, notes=(*change.notes, *watched(policy, provider, scope)))
 
 
 async def rollback(live: Live, settings: "Settings", order: RollbackOrder, actor: Actor) -> Change:
@@ -82,7 +93,35 @@ async def rearm(live: Live, settings: "Settings", order: RearmOrder, actor: Acto
     if found:
         raise Refused(f"{provider} is not healthy: {'; '.join(found)}; mend it first (--force does not help)")
     wanted = Rearm(provider=provider, scope=scope, force=order.force, reason=in_a_line(order.reason))
-    return await submit(live, wanted, actor, wait_s=order.wait_s)
+    change = await submit(live, wanted, actor, wait_s=order.wait_s)
+    option = "" if scope == GLOBAL else f" --component {scope}"
+    again = f"next: `llmctl shift --{provider} 5%{option}`, a small share first, and `llmctl status --watch`"
+    return replace(change, notes=(*change.notes, again))
+
+
+async def maintenance(live: Live, settings: "Settings", order: MaintenanceOrder, actor: Actor) -> Change:
+    """Drain a provider for a while, or end that: shares stay, its requests are diverted, and nothing is rolled back.
+
+    Raises:
+        BadRequest: no such provider, no such time. Refused: nobody could answer for it; or there is none to end.
+        StoreUnreachable.
+    """
+    provider, for_s = configured(settings, order.provider), order.for_s
+    others = tuple(name for name in settings.policy().fallback if name != provider)
+    if for_s is not None and not others:
+        raise Refused(f"nobody answers for {provider} meanwhile: name another provider under `fallback` first")
+    until = None if for_s is None else time.time() + for_s
+    why = in_a_line(order.reason)
+    said = "ended" if for_s is None else f"for {order.lasts}"
+    wanted = Maintain(provider=provider, until=until, reason=f"{said}: {why}" if why else said)
+    change = await submit(live, wanted, actor, wait_s=order.wait_s)
+    if until is None:
+        return change
+    notes = (
+        f"new requests for {provider} go to {', '.join(others)}; those that run are finished there",
+        f"the guard holds nothing against {provider} until then; `llmctl maintenance {provider} --end` ends it sooner",
+    )
+    return replace(change, until=until, notes=(*change.notes, *notes))
 
 
 async def verify(live: Live, settings: "Settings", order: VerifyOrder, actor: Actor) -> Change:
@@ -196,6 +235,19 @@ async def _confirm(live: Live, after: Flags, limit_s: float) -> Confirmation:
         raise StoreUnreachable(
             f"revision {after.revision} is committed, but who follows it could not be seen: {error.message}"
         ) from error
+
+
+def configured(settings: "Settings", asked: str) -> str:
+    """A provider's name.
+
+    Raises:
+        BadRequest: there is none of that name.
+    """
+    if asked not in settings.providers:
+        close = get_close_matches(asked, settings.providers, 1)
+        guess = f"; did you mean {close[0]}?" if close else ""
+        raise BadRequest(f"there is no provider {asked[:80]!r}{guess} (providers: {', '.join(settings.providers)})")
+    return asked
 
 
 def candidate(settings: "Settings", asked: str | None) -> str:

@@ -4,7 +4,6 @@ Shares are fractions 0…1, times Unix seconds, durations seconds unless the nam
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import Struct
 
@@ -72,6 +71,88 @@ class ConfigSeen(Struct, frozen=True, kw_only=True):
     waiting: tuple[str, ...]
 
 
+class RuleState(Struct, frozen=True, kw_only=True):
+    """One rule of the guard over one sum of requests, as `core.verdicts.Evaluation` has it.
+
+    Attributes:
+        missing: how many more requests it needs for a verdict; 0 when that is not what is missing.
+        spare: how many more of these requests would have to be bad for it to fire; None where that is not known.
+    """
+
+    trigger: str
+    verdict: str
+    reason: str
+    text: str = ""
+    n: int = 0
+    k: int = 0
+    limit: float = 0.0
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    missing: int = 0
+    spare: int | None = None
+
+
+class WindowState(Struct, frozen=True, kw_only=True):
+    """A provider's requests, or those of one component or one model (empty: all), against their limits.
+
+    Attributes:
+        n: started since `since`; ended, failures: of them; timed: of those, whose latency is judged; slow: beyond it.
+        error_rate, error_limit: 0…1. None: nothing started, or no limit.
+        p95_ms, p95_limit_ms: within 5 %; None: nothing is timed, or no limit.
+        verdict: fail, error, inconclusive or pass: the worst of `rules`. reason: of the rule that says so.
+        missing: how many more requests the windows need for a verdict.
+        kinds: failures by outcome kind. since, until: Unix seconds; 0: there were none.
+    """
+
+    provider: str
+    component: str
+    model: str
+    n: int
+    failures: int
+    error_rate: float | None
+    error_limit: float | None
+    p95_ms: float | None
+    p95_limit_ms: float | None
+    verdict: str
+    reason: str
+    missing: int = 0
+    ended: int = 0
+    slow: int = 0
+    timed: int = 0
+    kinds: Mapping[str, int] = {}
+    since: float = 0.0
+    until: float = 0.0
+    rules: tuple[RuleState, ...] = ()
+
+
+class HeldState(Struct, frozen=True, kw_only=True):
+    """A trigger fired, and the split stays as it is: `why` in a word, `detail` in a sentence."""
+
+    provider: str
+    scope: str
+    trigger: str
+    why: str
+    detail: str
+    at: float
+
+
+class GuardState(Struct, frozen=True, kw_only=True):
+    """The guard.
+
+    Attributes:
+        said_at: when the windows shown were judged, Unix seconds; None: nobody has judged yet.
+        blind: what keeps this process from judging, in words. held: what fired and was not acted on.
+        rule: what the candidate is held to, in a sentence; empty without a candidate.
+    """
+
+    enabled: bool = True
+    said_at: float | None = None
+    blind: tuple[str, ...] = ()
+    held: tuple[HeldState, ...] = ()
+    rule: str = ""
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """How things stand.
 
@@ -80,6 +161,7 @@ class Status(Struct, frozen=True, kw_only=True):
         shares: scope → provider → its share in force, latches and pins applied.
         why: scope → why that share is in force.
         configured_share: the file's; it seeds a new store only.
+        windows: of both arms. maintenance: provider → until when (Unix seconds) it is drained.
         seen_by: `gateway`: from its probes and breakers; `cli`: the providers were asked just now.
     """
 
@@ -94,7 +176,9 @@ class Status(Struct, frozen=True, kw_only=True):
     latched: tuple[LatchState, ...]
     providers: Mapping[str, ProviderState]
     embeddings: tuple[EmbeddingModel, ...]
-    windows: tuple[Any, ...] = ()
+    windows: tuple[WindowState, ...] = ()
+    guard: GuardState = GuardState()
+    maintenance: Mapping[str, float] = {}
     instances: tuple[InstanceState, ...]
     plan: None = None
     store: StoreSeen = StoreSeen()
@@ -121,6 +205,7 @@ class FlagsDocument(Struct, frozen=True, kw_only=True):
     installation: str
     revision: int
     scopes: Mapping[str, ScopeState]
+    maintenance: Mapping[str, float] = {}
     verified: Mapping[str, Verification]
 
 
@@ -130,6 +215,7 @@ class Change(Struct, frozen=True, kw_only=True):
     Attributes:
         dropped: components whose own share was taken away, and what it was.
         latched: the incident of the latch in force there now, if any.
+        until: of a maintenance: when it is over, Unix seconds; None: it is.
         notes, warnings: what a person should know of it, in sentences.
     """
 
@@ -143,6 +229,7 @@ class Change(Struct, frozen=True, kw_only=True):
     unconfirmed: tuple[str, ...]
     dropped: Mapping[str, float]
     latched: str | None
+    until: float | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -175,9 +262,11 @@ class History(Struct, frozen=True, kw_only=True):
 
 
 class Incidents(Struct, frozen=True, kw_only=True):
-    """Newest first."""
+    """Newest first. `latched`: the latches in force `at` (Unix seconds); each names its incident."""
 
     incidents: tuple[Incident, ...]
+    latched: tuple[LatchState, ...] = ()
+    at: float = 0.0
 
 
 class Aim(Struct, frozen=True):

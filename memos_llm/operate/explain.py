@@ -1,6 +1,7 @@
 """One decision, taken by the router's own function over the flags in force, and what it rests on. Nothing is sent."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 
 from memos_llm.core.call import Call, Operation, Target, Wire
@@ -9,11 +10,11 @@ from memos_llm.core.decision import Arm, Decision, Offer, Reason
 from memos_llm.core.errors import BadRequest
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags, format_share
 from memos_llm.core.policy import Policy
-from memos_llm.core.ports import Routes
+from memos_llm.core.ports import Clock, Routes
 from memos_llm.dialects.codecs import CODECS
 from memos_llm.operate.documents import Aim, Explained, Passed
 from memos_llm.operate.orders import ExplainOrder, percent, scope_of
-from memos_llm.router.decide import Offers, decide
+from memos_llm.router.decide import MAINTENANCE, Offers, decide
 from memos_llm.router.split import GROUP, slot
 
 WIRES: Mapping[Operation, Wire] = {
@@ -22,8 +23,8 @@ WIRES: Mapping[Operation, Wire] = {
 }
 
 
-def explain(order: ExplainOrder, flags: Flags, policy: Policy, offers: Offers) -> Explained:
-    """Decide for a call that is like many: chat, or embeddings where component or model say so.
+def explain(order: ExplainOrder, flags: Flags, policy: Policy, offers: Offers, *, wall: Clock = time.time) -> Explained:
+    """Decide for a call that is like many: chat, or embeddings where component or model say so. `wall`: Unix seconds.
 
     Raises:
         BadRequest: the order cannot be read, or names no model where none is configured.
@@ -39,7 +40,7 @@ def explain(order: ExplainOrder, flags: Flags, policy: Policy, offers: Offers) -
     component = order.component or policy.component(model, operation)
     session = order.session or f"example-{os.urandom(4).hex()}"
     call = _call(model, component, session, WIRES[operation])
-    decision = decide(call, flags, policy, offers, lambda call, offer: CODECS.find(call, offer) is not None)
+    decision = decide(call, flags, policy, offers, _carried, drained=flags.maintained(wall()))
     slot_ppm = slot(flags.salt, GROUP, call.key)
     share_ppm = flags.share_ppm(EMBEDDING if vectors else component)
     first, *_ = decision.targets
@@ -89,6 +90,10 @@ def _call(model: str, component: str, session: str, wire: Wire) -> Call:
     )
 
 
+def _carried(call: Call, offer: Offer) -> bool:
+    return CODECS.find(call, offer) is not None
+
+
 def _why(decision: Decision, policy: Policy, component: str, model: str, slot_ppm: int, share_ppm: int) -> str:
     """One sentence."""
     scope = "everything" if decision.scope == GLOBAL else decision.scope
@@ -120,5 +125,8 @@ def _split(decision: Decision, policy: Policy, scope: str, slot_ppm: int, share_
 
 
 def _diverted(decision: Decision) -> str:
-    passed = ", ".join(f"{one.provider} is {one.reason}" for one in decision.diverted)
+    passed = ", ".join(
+        f"{one.provider} is {'under maintenance' if one.reason == MAINTENANCE else one.reason}"
+        for one in decision.diverted
+    )
     return f"assigned to the {decision.arm.value} arm, but {passed}: it goes to the next in the chain"

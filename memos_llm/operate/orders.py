@@ -1,5 +1,6 @@
 """What may be asked for: the bodies of the admin API, and what the command line asks. Read strictly: see `read`."""
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -59,6 +60,29 @@ class RearmOrder(Struct, frozen=True, kw_only=True):
     wait_s: float = WAIT_S
 
 
+class MaintenanceOrder(Struct, frozen=True, kw_only=True, rename={"lasts": "for"}):
+    """Drain a provider for a while (`"for"`: `90s`, `10m`, `2h`, 24 hours at most), or `end` that."""
+
+    provider: str
+    lasts: str | None = None
+    end: bool = False
+    reason: str = ""
+    wait_s: float = WAIT_S
+
+    @property
+    def for_s(self) -> float | None:
+        """How long, in seconds; None: it ends now.
+
+        Raises:
+            BadRequest: neither or both were asked for, or it is no such time.
+        """
+        if self.end and self.lasts is None:
+            return None
+        if self.end or self.lasts is None:
+            raise BadRequest('a maintenance needs either for ("10m"), how long it lasts, or end')
+        return duration_s(self.lasts)
+
+
 class ExplainOrder(Struct, frozen=True, kw_only=True):
     """Which call. What is left out: the first configured model, its component by the rules, a session of its own."""
 
@@ -88,6 +112,24 @@ class VerifyOrder(Struct, frozen=True, kw_only=True):
     proof: Verification | None
     reason: str = ""
     wait_s: float = WAIT_S
+
+
+DURATION = re.compile(r"(\d{1,6}(?:\.\d+)?)([smh])")
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST_S = 24 * 3600.0
+
+
+def duration_s(text: str) -> float:
+    """Seconds from `90s`, `10m` or `2h`.
+
+    Raises:
+        BadRequest: it is none, or longer than 24 hours.
+    """
+    found = DURATION.fullmatch(text.strip().lower())
+    seconds = float(found[1]) * SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds <= LONGEST_S:
+        raise BadRequest(f"for: {text[:20]!r}: write 90s, 10m or 2h; 24h at most")
+    return seconds
 
 
 def scope_of(component: str | None) -> str:
@@ -147,7 +189,7 @@ def convert(found: Mapping[str, Any], kind: type[T], *, strict: bool = True) -> 
     Raises:
         BadRequest: as `read`.
     """
-    known = kind.__struct_fields__
+    known = kind.__struct_encode_fields__
     for key in found:
         if key not in known:
             close = get_close_matches(str(key), known, 1)

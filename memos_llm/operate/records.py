@@ -1,8 +1,12 @@
 """What has been: the changes of the flags, and the incidents."""
 
+import time
+
+from memos_llm.core.commands import Incident
 from memos_llm.core.errors import BadRequest
 from memos_llm.core.ports import StateStore
 from memos_llm.operate.documents import History, Incidents
+from memos_llm.operate.standing import NO_FLAGS, latches
 
 LIMIT = 100
 MOST = 10_000
@@ -23,7 +27,7 @@ async def incidents(store: StateStore, limit: int = LIMIT) -> Incidents:
     Raises:
         BadRequest, StoreUnreachable.
     """
-    return Incidents(incidents=tuple(await store.incidents(_checked(limit))))
+    return await _with_latches(store, tuple(await store.incidents(_checked(limit))))
 
 
 async def incident(store: StateStore, id: str) -> Incidents:
@@ -38,7 +42,13 @@ async def incident(store: StateStore, id: str) -> Incidents:
         newest = ", ".join(one.id for one in found[:3])
         more = f"; the newest: {newest}" if newest else "; there are none"
         raise BadRequest(f"there is no incident {id[:80]!r}{more}", http_status=404)
-    return Incidents(incidents=mine)
+    return await _with_latches(store, mine)
+
+
+async def _with_latches(store: StateStore, found: tuple[Incident, ...]) -> Incidents:
+    """An incident tells what was; whether its latch still holds is in the flags."""
+    flags = await store.load() or NO_FLAGS
+    return Incidents(incidents=found, latched=tuple(latches(flags)), at=time.time())
 
 
 def _checked(limit: int) -> int:

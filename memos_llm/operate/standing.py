@@ -1,6 +1,6 @@
 """How things stand, as a document: from the flags, the live instances, and what is known of the providers."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from memos_llm.core.catalogue import is_embedding
@@ -21,6 +21,7 @@ from memos_llm.operate.documents import (
     Status,
     StoreSeen,
 )
+from memos_llm.operate.guarding import Guarded, guard_state, rows
 from memos_llm.operate.probing import EndpointHealth
 
 if TYPE_CHECKING:
@@ -40,13 +41,20 @@ def status(
     now: float,
     seen_by: str,
     config: ConfigSeen | None = None,
+    guarded: Guarded | None = None,
 ) -> Status:
-    """The status document. `now` is Unix time; `flags` of a new store have revision 0."""
+    """The status document. `now` is Unix time; `flags` of a new store have revision 0; `guarded`: what is known of the
+    guard.
+    """
+    guarded = guarded or Guarded()
     return Status(
         revision=flags.revision,
         epoch={name: scope.epoch for name, scope in flags.scopes.items()},
         shares=shares(policy, flags, settings.routing.components),
-        why={name: why(name, policy, flags) for name in _scopes(flags, settings.routing.components)},
+        why={
+            name: why(name, policy, flags, flags.maintained(now))
+            for name in _scopes(flags, settings.routing.components)
+        },
         pins=dict(policy.pins),
         baseline=policy.baseline,
         candidate=policy.candidate,
@@ -54,6 +62,9 @@ def status(
         latched=tuple(latches(flags)),
         providers=providers,
         embeddings=tuple(embeddings(policy, flags)),
+        windows=rows(policy, guarded.windows, guarded.evaluations),
+        guard=guard_state(policy, guarded),
+        maintenance=maintained(flags, now),
         instances=tuple(_instances(instances, now)),
         store=StoreSeen(reachable=store.reachable, regressed=store.regressed, detail=store.detail),
         config=config,
@@ -70,6 +81,7 @@ def flags_document(flags: Flags) -> FlagsDocument:
         schema=flags.schema,
         installation=flags.installation,
         revision=flags.revision,
+        maintenance=dict(flags.maintenance),
         scopes={
             name: ScopeState(
                 share=None if scope.share_ppm is None else format_share(scope.share_ppm),
@@ -95,8 +107,16 @@ def shares(policy: Policy, flags: Flags, components: Iterable[str]) -> dict[str,
     }
 
 
-def why(name: str, policy: Policy, flags: Flags) -> str:
-    """Why a scope's share is what it is; empty for everything's own."""
+def why(name: str, policy: Policy, flags: Flags, drained: Collection[str] = ()) -> str:
+    """Why a scope's share is what it is; empty for everything's own. `drained`: who is under maintenance."""
+    said = _why(name, policy, flags)
+    wanted = policy.pins.get(name) or policy.candidate
+    if wanted in drained and (name in policy.pins or flags.share_ppm(name)):
+        return "; ".join(filter(None, (said, f"{wanted} is under maintenance")))
+    return said
+
+
+def _why(name: str, policy: Policy, flags: Flags) -> str:
     if name in policy.pins:
         return f"pinned to {policy.pins[name]}"
     speaking, scope = flags.effective(name)
@@ -119,6 +139,11 @@ def latches(flags: Flags) -> Iterator[LatchState]:
                 incident=scope.latch.incident,
                 holddown_until=scope.latch.holddown_until,
             )
+
+
+def maintained(flags: Flags, now: float) -> dict[str, float]:
+    """Provider → until when it is drained; those whose time is over are left out."""
+    return {name: flags.maintenance[name] for name in sorted(flags.maintained(now))}
 
 
 def embeddings(policy: Policy, flags: Flags) -> Iterator[EmbeddingModel]:

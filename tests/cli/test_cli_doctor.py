@@ -105,7 +105,8 @@ async def test_no_secret_is_printed_whatever_is_wrong_with_it(tmp_path: Path) ->
 
 CONFIGURED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"fallback": "none"}, "config.fallback", "warn", "set `fallback: ollama`"),
-    ({"rollback": {"error_rate": 0.1}}, "config.pending.rollback", "warn", "use `llmctl rollback`"),
+    ({"shadow": {"enabled": True}}, "config.pending.shadow", "warn", "nothing is mirrored"),
+    ({"rollback": {"enabled": False}}, "guard.enabled", "warn", "set it to true before a shift"),
     ({"timeouts": {"ttft_s": 700}}, "config.timeouts.vllm.ttft", "warn", "total_s 600"),
     ({"timeouts": {"answer_s": 900}}, "config.timeouts.vllm.answer", "warn", "answer_s 900"),
     ({"timeouts": {"answer_s": 9, "ttft_s": 10}}, "config.timeouts.vllm.order", "warn", "make it the longer one"),
@@ -202,7 +203,8 @@ STORES = [
     ("memory://", "warn", "each process has flags of its own"),
     ("sqlite:////dev/null/flags.db", "fail", "Not a directory"),
     ("sqlite:///", "fail", "names no file"),
-    ("redis://localhost", "fail", "choices"),
+    ("redis://127.0.0.1:1", "fail", "cannot be reached"),
+    ("redis://127.0.0.1:1?db=x", "fail", "not known"),
 ]
 
 

@@ -9,7 +9,7 @@ from cli_driver import DEAD, Ran, llmctl
 from stack import Stack, open_stack, until
 
 STATE = Path(".local/state/memos_llm")
-SEEN_DIFFERENTLY = ("at", "seen_by", "providers", "config")
+SEEN_DIFFERENTLY = ("at", "seen_by", "providers", "config", "guard", "windows")  # a guard knows of probes, too
 
 
 def token() -> str:

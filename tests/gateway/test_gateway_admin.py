@@ -68,6 +68,7 @@ NEEDS = [
     ("POST", "shift", {**SHARE, "share": 0.4}, "admin"),
     ("POST", "shift", EMBEDDING, "admin"),
     ("POST", "rollback", {"component": "x", "wait_s": 0}, "operate"),
+    ("POST", "maintenance", {"provider": "vllm", "for": "90s", "wait_s": 0}, "operate"),
     ("POST", "rollback", {"component": "embedding", "wait_s": 0}, "admin"),
     ("POST", "rearm", {"component": "y", "wait_s": 0}, "admin"),
     ("POST", "adopt", {"wait_s": 0}, "admin"),

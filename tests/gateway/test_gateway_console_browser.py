@@ -1,6 +1,7 @@
 """The console as its user meets it: a real Chromium on the page of a real gateway before two emulated back ends."""
 
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from browser import Page, open_page
 from stack import ME, Stack, open_stack
 
-from memos_llm.core.commands import Rearm, Shift
+from memos_llm.core.commands import Maintain, Rearm, Shift
 from memos_llm.core.flags import GLOBAL
 
 pytestmark = pytest.mark.slow
@@ -170,6 +171,31 @@ async def test_a_roll_back_takes_a_second_yes_and_shows_its_latch(page: Page, st
 
     await stack.runtime.live.submit(Rearm(provider="vllm", scope="synthesis"), ME)
     await page.sees("document.querySelector('#latches-card').hidden")
+    assert page.problems == []
+
+
+async def test_what_the_guard_did_and_says_is_there(page: Page, stack: Stack) -> None:
+    """An automatic rollback: its rule, both sides, the hold-down; windows rule by rule; a maintenance."""
+    await stack.shift(1.0)
+    await enter(page, stack)
+    stack.vllm.faults.set("status:code=500,rate=0.5")
+    async with stack.client() as client:
+        for number in range(200):
+            body = {"model": "qwen3:8b", "messages": [{"role": "user", "content": "hi"}]}
+            headers = {"x-memos-session": f"s{number}", "x-memos-component": "synthesis"}
+            await client.post("/v1/chat/completions", json=body, headers=headers)
+            if any(scope.latch for scope in stack.runtime.live.current().scopes.values()):
+                break
+    await page.shows("#latches", "hold-down until")
+    await page.shows("#incidents", "requests in a row failed")
+    await page.shows("#incidents", "llmctl incidents inc-")
+    await page.shows("#windows", "Rule by rule")
+    await page.shows("#windows", "failed probes in a row")
+    until_s = time.time() + 600
+    await stack.runtime.live.submit(Maintain(provider="vllm", until=until_s), ME)
+    await page.shows("#split", "Maintenance of vllm until")
+    await stack.runtime.live.submit(Maintain(provider="vllm", until=None), ME)
+    await page.sees("!document.querySelector('#split').textContent.includes('Maintenance')")
     assert page.problems == []
 
 

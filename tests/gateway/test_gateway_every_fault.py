@@ -179,6 +179,7 @@ async def open_site(folder: Path, sufferers: Sequence[str] = ("vllm",)) -> Async
         config = document(ollama.url, "", folder, models={MODEL: {"vllm": SERVED}, EMBEDDER: {"vllm": SERVED_EMBEDDER}})
         endpoints = [{"url": texts.url, "models": [SERVED]}, {"url": vectors.url, "models": [SERVED_EMBEDDER]}]
         config["providers"]["vllm"] = {"kind": "vllm", "endpoints": endpoints}
+        config["rollback"] = {"enabled": False}  # it would take the share back
         for provider in sufferers:
             config["providers"][provider]["timeouts"] = dict(PATIENCE)
         async with (

@@ -12,6 +12,7 @@ from stack import Stack, open_stack
 
 from memos_llm.core.outcome import OUTCOMES, Kind
 
+OFF = {"enabled": False}  # the guard: it would take the share back
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # dialect, streaming → path, body
@@ -72,7 +73,7 @@ async def post(stack: Stack, case: str, **more: Any) -> Any:
 @pytest.mark.parametrize("fault", BEFORE + BEFORE_STREAMS)
 async def test_no_client_sees_a_candidate_that_fails_before_its_answer(fault: str, tmp_path: Path) -> None:
     limits = {"ttft_s": 0.4, "idle_s": 0.4, "answer_s": 0.4, "connect_s": 1}
-    async with open_stack(tmp_path, config={"timeouts": limits}) as stack:
+    async with open_stack(tmp_path, config={"timeouts": limits, "rollback": OFF}) as stack:
         await stack.shift(1.0)
         cases = [case for case in CASES if "stream" in case or fault not in BEFORE_STREAMS]
         for case in cases:
@@ -96,7 +97,7 @@ async def test_a_committed_stream_ends_with_an_in_band_error_and_no_invented_fin
     fault: str, case: str, tmp_path: Path
 ) -> None:
     thinking = {"think": False} if case.startswith(("chat", "generate")) else {}
-    async with open_stack(tmp_path, config={"timeouts": {"idle_s": 0.3}}) as stack:
+    async with open_stack(tmp_path, config={"timeouts": {"idle_s": 0.3}, "rollback": OFF}) as stack:
         await stack.shift(1.0)
         stack.vllm.faults.set(fault)
         response = await post(stack, case, **thinking)
@@ -150,7 +151,7 @@ async def test_our_wrong_key_is_never_the_clients_401(stack: Stack) -> None:
 async def test_a_400_of_the_candidate_that_the_baseline_answers_is_incompatible(tmp_path: Path) -> None:
     """The likeliest migration failure: tools against a vLLM without --enable-auto-tool-choice."""
     tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
-    async with open_stack(tmp_path, vllm={"enable_auto_tool_choice": False}) as stack:
+    async with open_stack(tmp_path, config={"rollback": OFF}, vllm={"enable_auto_tool_choice": False}) as stack:
         await stack.shift(1.0)
         for case in ("openai whole", "chat stream"):
             response = await post(stack, case, tools=tools)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from hook_server import open_hook
 from stack import VLLM_MODEL, Stack, document, open_stack, settings, until
 from test_gateway_process import LISTENING, open_site, running
 
@@ -356,6 +357,20 @@ async def test_a_new_file_holds_for_the_next_request(tmp_path: Path) -> None:
         assert (await ask(stack)).headers["x-memos-provider"] == "ollama"
         assert dict(stack.runtime.transports) == dict(before)  # the very same: breakers and connections are kept
         assert 'memos_llm_config_reloads_total{result="changed"} 1.0' in await stack.metrics()
+
+
+async def test_new_limits_and_webhooks_are_in_force_at_once(tmp_path: Path) -> None:
+    async with following(tmp_path) as (stack, write, _), open_hook() as hook:
+        assert stack.runtime.policy().guard.of("vllm").error_rate == 0.05
+        await write(rollback={"providers": {"vllm": {"error_rate": 0.5}}, "webhooks": [{"url": hook.url}]})
+        assert stack.runtime.policy().guard.of("vllm").error_rate == 0.5
+        await stack.rollback()
+        await until(lambda: len(hook.got) == 1, 15.0)
+        path = tmp_path / "memos_llm.yaml"
+        path.write_text(path.read_text().replace("error_rate: 0.5", "error_rate: 5"))
+        state = await stack.runtime.reload()
+        assert "rollback.providers.vllm.error_rate: is a fraction from 0 to 1" in state.errors[0]
+        assert stack.runtime.policy().guard.of("vllm").error_rate == 0.5
 
 
 async def test_the_share_in_the_store_is_not_touched(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ function moment(at) {
   return `${new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")} UTC`;
 }
 
+export const time = moment;
+
 // A moment, and how long ago that is: `age` keeps the second part true.
 export function when(at) {
   const ago = make("span", "ago");

@@ -2,7 +2,7 @@
 
 import {
   $, EVERYTHING, badge, called, code, command, draw, drawSome, line, list, make, option, percent, quiet, span, strong,
-  when, wipe,
+  time, when, wipe,
 } from "./build.js";
 
 const BEHIND_S = 5; // an instance that was not heard of for this long is not live
@@ -93,6 +93,17 @@ function faults(status) {
   for (const error of config?.errors ?? []) found.push(`The file is wrong, the one before is in force: ${error}`);
   const waiting = config?.waiting ?? [];
   if (waiting.length) found.push(`Changed in the file, in force after a restart: ${waiting.join(", ")}`);
+  for (const [name, until] of Object.entries(status.maintenance ?? {})) {
+    found.push(`Maintenance of ${name} until ${time(until)}: nothing new goes there, and nothing is rolled back.`);
+  }
+  if (candidate && status.guard?.enabled === false) {
+    found.push("The guard is switched off (rollback.enabled): nothing rolls back by itself.");
+  }
+  for (const said of status.guard?.blind ?? []) found.push(`The guard of this process cannot judge: ${said}.`);
+  for (const held of status.guard?.held ?? []) {
+    const detail = held.detail ? `: ${held.detail}` : "";
+    found.push(`${held.trigger} fired for ${held.provider}, ${called(held.scope)}, and was held: ${held.why}${detail}`);
+  }
   const wanted = Object.keys(status.shares).some((scope) => shareOf(status, scope) > 0);
   const places = status.providers[candidate]?.endpoints ?? [];
   if (wanted && places.length && !places.some(takes)) {
@@ -163,6 +174,7 @@ function latches(latched, known) {
         line("since ", when(latch.since)),
         cause,
         latch.holddown_until > latch.since ? line("hold-down until ", when(latch.holddown_until)) : null,
+        latch.holddown_until > latch.since ? make("p", "quiet", "until then only --force lifts it") : null,
         make("p", "quiet", "incident ", code(latch.incident)),
         line("Lift it when the cause is mended: ", lift),
       ];
@@ -305,7 +317,22 @@ function change(entry) {
   ];
 }
 
-const EVIDENCE = ["rule", "limit", "n", "k", "estimate", "low", "high"];
+const EVIDENCE = ["limit", "n", "k", "estimate", "low", "high"];
+
+// Both arms as the first process saw them, and who else came to the same.
+function sides({ id, evidence = [] }) {
+  const [first] = evidence;
+  if (!first) return [];
+  const arms = (first.windows ?? []).map((arm) => {
+    const of = arm.component || arm.model || "everything";
+    const rate = arm.n ? ` (${percent(arm.failures / arm.n)})` : "";
+    const p95 = arm.p95_ms == null ? "" : `, p95 ${Math.round(arm.p95_ms)} ms`;
+    return line(`${arm.provider}, ${of}: ${arm.failures} of ${arm.n} failed${rate}${p95}`);
+  });
+  const others = evidence.length - 1;
+  const also = others > 0 ? `, and ${others} more` : "";
+  return [...arms, make("p", "quiet", `seen by ${first.by}${also} · all of it: `, command(`llmctl incidents ${id}`))];
+}
 
 function incident(one) {
   const evidence = EVIDENCE.filter((name) => one[name] != null).map((name) => `${name} ${figure(name, one[name])}`);
@@ -314,15 +341,32 @@ function incident(one) {
   return [
     line(strong(called(one.scope)), ` · ${one.provider} · ${one.trigger} · ${one.actor}`),
     one.reason ? make("p", "reason", one.reason) : null,
+    one.rule && one.rule !== one.reason ? line(one.rule) : null,
     evidence.length ? line(evidence.join(" · ")) : null,
+    ...sides(one),
     make("p", "quiet", when(one.at), " · ", code(one.id), before),
   ];
 }
 
-const RATES = ["error_rate", "error_limit"];
+const RATES = ["error_rate", "error_limit", "estimate", "low", "high"];
+const WINDOW = [
+  "provider", "component", "model", "n", "failures", "error_rate", "error_limit", "p95_ms", "p95_limit_ms", "verdict",
+  "reason", "missing",
+];
+const RULE = ["provider", "component", "model", "trigger", "verdict", "reason", "n", "k", "estimate", "low", "limit",
+  "missing", "text"];
 
+// Every sum against its limits; then, rule by rule, how far each is from its limit and what data is missing.
 function windows(rows) {
-  const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const rules = rows.flatMap(({ provider, component, model, rules: own = [] }) =>
+    own.map((rule) => ({ provider, component, model, ...rule })),
+  );
+  return [figures(rows, WINDOW), rules.length ? make("h3", "", "Rule by rule") : null,
+    rules.length ? figures(rules, RULE) : null];
+}
+
+function figures(rows, wanted) {
+  const columns = wanted.filter((name) => rows.some((row) => row[name] !== undefined && row[name] !== ""));
   const head = columns.map((name) => {
     const made = make("th", kind(rows[0], name), name.replaceAll("_", " "));
     made.scope = "col";

@@ -2,14 +2,14 @@
 
 facts          what was found, as data            look    the driver that asks: cheap requests, never a generation
 checks         a check, its verdict, a checkup    deep    the driver of `--deep`: short generations
-configuration, store, servers, models, talk, shift, gateway   the rules: functions from facts to checks
+configuration, store, servers, models, talk, shift, guard, gateway   the rules: functions from facts to checks
 
 A rule reads facts and nothing else: no clock, no disk, no network. A new one goes into `RULES` of its group's module.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
-from memos_llm.operate.doctor import configuration, gateway, models, servers, shift, store, talk
+from memos_llm.operate.doctor import configuration, gateway, guard, models, servers, shift, store, talk
 from memos_llm.operate.doctor.checks import Check, Checkup, Verdict
 from memos_llm.operate.doctor.facts import Facts
 
@@ -22,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     *configuration.RULES,
     *store.RULES,
     *shift.RULES,
+    *guard.RULES,
     *servers.RULES,
     *models.RULES,
     *talk.RULES,

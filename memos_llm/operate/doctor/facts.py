@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from memos_llm.core.flags import Flags
 from memos_llm.core.ports import Instance
-from memos_llm.operate.documents import Status
+from memos_llm.operate.documents import Status, WindowState
 from memos_llm.operate.vectors import Comparison
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class StoreFacts(Struct, frozen=True, kw_only=True):
         error: why it cannot be read; write_error: why it cannot be written. Empty: it can.
         flags: None when it is new. known: the last good flags of this host, of revision 0 when there are none.
         regressed: why `flags` cannot follow `known`; empty: they can.
+        windows: both arms against their limits, as the store's counts have them.
     """
 
     shown: str
@@ -57,6 +58,7 @@ class StoreFacts(Struct, frozen=True, kw_only=True):
     instances: tuple[Instance, ...] = ()
     known_revision: int = 0
     regressed: str = ""
+    windows: tuple[WindowState, ...] = ()
 
 
 class Loaded(Struct, frozen=True, kw_only=True):
@@ -173,6 +175,7 @@ class Facts(Struct, frozen=True, kw_only=True):
         gpus: as `/api/v1/models/gpu/status` lists them.
         wanted_ppm: the share of `--for`.
         deep: whether generations were asked for; `talks`: by the model's logical name.
+        webhooks: with `deep`: host → why it cannot be reached, empty when it can.
     """
 
     at: float
@@ -186,6 +189,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     wanted_ppm: int | None = None
     deep: bool = False
     talks: Mapping[str, DeepFacts] = {}
+    webhooks: Mapping[str, str] = {}
 
     def provider(self, name: str | None) -> ProviderFacts | None:
         return next((one for one in self.providers if one.name == name), None)

@@ -21,11 +21,13 @@ from memos_llm.control.adopt import judge
 from memos_llm.core.errors import AttemptFailed, LLMError
 from memos_llm.core.events import Bus
 from memos_llm.core.flags import Flags
-from memos_llm.core.policy import Endpoint, ProviderSpec
+from memos_llm.core.policy import Endpoint, Policy, ProviderSpec
 from memos_llm.core.ports import BackendClient, Instance, StateStore, Transport
 from memos_llm.dialects.jsons import FAILURES
 from memos_llm.operate.doctor.facts import EndpointFacts, Load, Loaded, ProviderFacts, Shown, StoreFacts
+from memos_llm.operate.guarding import look, rows
 from memos_llm.operate.probing import LIMIT_S, EndpointHealth, probe_all
+from memos_llm.operate.standing import NO_FLAGS
 from memos_llm.providers import KINDS, AiohttpClient, open_transport
 from memos_llm.providers.ollama_loads import PS, read_ps
 from memos_llm.store import open_store, path_of
@@ -66,7 +68,7 @@ async def store(settings: "Settings", known: Flags, told: Told) -> StoreFacts:
         if path is not None:
             facts = await asyncio.to_thread(_file, facts, path)
         if path is None or facts.exists:
-            facts = await _opened(facts, url)
+            facts = await _opened(facts, url, settings.policy())
     except LLMError as error:
         facts = replace(facts, error=error.message)
     told("store", 1)
@@ -91,13 +93,20 @@ def _file(facts: StoreFacts, path: Path) -> StoreFacts:
         return replace(facts, error=f"{path}: cannot be looked at ({error.strerror or type(error).__name__})")
 
 
-async def _opened(facts: StoreFacts, url: str) -> StoreFacts:
+async def _opened(facts: StoreFacts, url: str, policy: Policy) -> StoreFacts:
     if facts.error:
         return facts
     opened = open_store(url)
     try:
         flags, instances = await opened.load(), await opened.instances()
-        return replace(facts, flags=flags, instances=tuple(instances), write_error=await _write(opened))
+        seen = await look(opened, policy, flags or NO_FLAGS)
+        return replace(
+            facts,
+            flags=flags,
+            instances=tuple(instances),
+            windows=rows(policy, seen.windows, seen.evaluations),
+            write_error=await _write(opened),
+        )
     finally:
         await opened.aclose()
 

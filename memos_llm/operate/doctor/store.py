@@ -40,9 +40,9 @@ def readable(facts: Facts) -> Iterator[Check]:
 
 
 def _opened(facts: Facts) -> StoreFacts | None:
-    """Where there is a file that can be read."""
+    """Where there is one of more than this process, and it can be read."""
     store = facts.store
-    return store if store is not None and store.path and store.exists and not store.error else None
+    return store if store is not None and store.kind != "memory" and store.exists and not store.error else None
 
 
 def writable(facts: Facts) -> Iterator[Check]:
