@@ -18,6 +18,7 @@ DAY_S = 86_400.0
 HOLDDOWN_S, LONGEST_HOLDDOWN_S = 1_800.0, DAY_S  # after an automatic rollback; doubled by each of the last week
 REMEMBERED_S, REMEMBERED = 7 * DAY_S, 8  # of a scope's automatic rollbacks: more would not lengthen its hold-down
 JOINED_S = 600.0  # an automatic rollback this soon after a narrower one, or the widest, belongs to its incident
+TOGETHER_S = 10.0  # and after any other: one fault is found in one scope after the other
 LONGEST_MAINTENANCE_S = DAY_S
 
 
@@ -243,16 +244,16 @@ class Rollback(Struct, frozen=True, kw_only=True):
         return _next(flags, now, scopes)
 
     def joins(self, flags: Flags, now: float) -> str:
-        """The incident of a narrower (or the widest) automatic rollback just before, which this one belongs to; empty
-        for none.
+        """The incident of an automatic rollback just before (of a narrower one, or the widest: also a while before),
+        which this one belongs to; empty for none.
         """
         if not self.automatic:
             return ""
         young = (
             latch
             for name, scope in flags.scopes.items()
-            if (latch := scope.latch) and self._covers(name) and latch.provider == self.provider
-            if latch.automatic and now - latch.since < JOINED_S
+            if (latch := scope.latch) and latch.automatic and latch.provider == self.provider
+            if now - latch.since < (JOINED_S if self._covers(name) else TOGETHER_S)
         )
         newest = max(young, key=lambda latch: (latch.since, latch.incident), default=None)
         return newest.incident if newest else ""

@@ -106,6 +106,11 @@ class Flags(Struct, frozen=True, kw_only=True):
         proof = self.verified.get(model)
         return proof if proof and (proof.baseline, proof.candidate) == (baseline, candidate) else None
 
+    @property
+    def rearmed_at(self) -> float:
+        """When a latch of any scope was lifted last, Unix seconds; 0: never."""
+        return max(scope.rearmed_at for scope in self.scopes.values())
+
     def maintained(self, now: float) -> frozenset[str]:
         """The providers under maintenance; `now` in Unix seconds."""
         return frozenset(name for name, until in self.maintenance.items() if until > now)

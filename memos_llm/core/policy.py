@@ -110,6 +110,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     health_failures: int | None = 3
     abandon_s: float = 20.0
 
+    @property
+    def failing(self) -> bool:
+        """Whether failures are judged at all; an open breaker is a sign of any of them."""
+        return (self.error_rate, self.consecutive_timeouts, self.health_failures) != (None, None, None)
+
 
 class GuardPolicy(Struct, frozen=True, kw_only=True):
     """What the guard holds providers to. The limits of a model go before those of a component, these before a

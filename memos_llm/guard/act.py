@@ -12,13 +12,14 @@ from memos_llm.core.events import RollbackHeld
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags
 from memos_llm.core.policy import Limits
 from memos_llm.core.verdicts import HARD, Evaluation, Evidence, ProbeSeen, Sum, Trigger, Verdict
+from memos_llm.guard.binomial import difference_lower
 from memos_llm.guard.judge import Reading
 from memos_llm.guard.runs import Trip
 from memos_llm.guard.scope import Obstacle, Use, has_share, models_in, obstacle, scope_of, to_latch, together
 from memos_llm.guard.triggers import SLOW_PART, as_bad, tripped
 from memos_llm.guard.windows import Of, belongs
 
-JUST_NOW_S = 10.0
+APART = 0.99  # how sure that a component fares better than what fails
 LATELY_S = 3600.0  # for what the components ask
 BEFORE_S = 60.0  # a failure that is known now began up to so long ago
 SLOWNESS = frozenset({Trigger.LATENCY, Trigger.LATENCY_RUN})
@@ -127,7 +128,7 @@ def _scopes(
             return (GLOBAL, *vectors)
     began = min(said.since, reading.at - BEFORE_S)
     uses = _uses(reading, began, slow=said.trigger in SLOWNESS, hard=said.trigger in HARD)
-    return to_latch(said.sum, uses, () if said.trigger in OF_ENDPOINTS else _well(said.sum.provider, reading, known))
+    return to_latch(said.sum, uses, () if said.trigger in OF_ENDPOINTS else _well(said, reading, known))
 
 
 def _uses(reading: Reading, since: float, *, slow: bool = False, hard: bool = False) -> list[Use]:
@@ -147,23 +148,31 @@ def _uses(reading: Reading, since: float, *, slow: bool = False, hard: bool = Fa
     return found
 
 
-def _well(candidate: str, reading: Reading, known: Knowledge) -> frozenset[str]:
-    """The scopes of components that had their minimum of requests, and in which nothing fails."""
+def _well(said: Evaluation, reading: Reading, known: Knowledge) -> frozenset[str]:
+    """The scopes of components that had their minimum of requests, and in which this does not happen."""
+    candidate = said.sum.provider
     enough, ill = set(), set()
-    for said in known.judged:
-        if said.sum.provider != candidate or not said.sum.component:
+    for one in known.judged:
+        if one.sum.provider != candidate or not one.sum.component:
             continue
-        if said.verdict is Verdict.FAIL:
-            ill.add(said.sum.component)
-        elif said.n >= reading.policy.guard.limits(said.sum).min_requests:
-            enough.add(said.sum.component)
-    return frozenset(name for name in enough - ill if _calm(Sum(provider=candidate, component=name), reading))
+        if one.verdict is Verdict.FAIL:
+            ill.add(one.sum.component)
+        elif one.n >= reading.policy.guard.limits(one.sum).min_requests:
+            enough.add(one.sum.component)
+    return frozenset(name for name in enough - ill if _apart(said, name, reading))
 
 
-def _calm(sum: Sum, reading: Reading) -> bool:
-    """Whether hardly anything of it fails just now: the windows are slow to see that something begins."""
-    counted = reading.windows.counted(reading.current.of(sum), reading.at - JUST_NOW_S, reading.at + 1)
-    return counted.failures <= max(1.0, counted.n * (reading.policy.guard.limits(sum).error_rate or 0.0))
+def _apart(said: Evaluation, component: str, reading: Reading) -> bool:
+    """Whether a component is surely better off than what fails, since that began: its window alone is slow to see that
+    something begins. Of one that nobody asked meanwhile only its window speaks.
+    """
+    slow = said.trigger in SLOWNESS
+    of = reading.current.of(Sum(provider=said.sum.provider, component=component))
+    counted = reading.windows.counted(of, said.since, reading.at + 1)
+    here = (counted.slow, counted.resolved) if slow else (counted.failures, counted.ended)
+    if not counted.n:
+        return True
+    return here[1] > 0 and said.n > 0 and difference_lower((said.k, said.n), here, APART) > 0
 
 
 def _unfit(said: Evaluation, reading: Reading) -> str:

@@ -8,7 +8,7 @@ starves the windows, for nothing is sent there, so that it says by itself that s
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memos_llm.core.events import BreakerChanged, ProbeEnded
 from memos_llm.core.ports import Instance
@@ -16,7 +16,7 @@ from memos_llm.core.verdicts import Evaluation, ProbeSeen, Sum, Trigger, Verdict
 
 LOOK_BACK_S = 120.0  # over which breakers are judged
 OPEN_S, OPENINGS = 30.0, 3  # within it: either is too much
-OPEN = "open"
+OPEN, CLOSED = "open", "closed"
 MOST_CHANGES = 256  # of one breaker that are remembered
 
 Place = tuple[str, str]
@@ -42,6 +42,13 @@ class Health:
         self._ill_since: dict[Place, float] = {}
         self._seen: dict[Place, ProbeSeen] = {}
         self._changes: dict[Place, deque[tuple[float, bool]]] = {}
+        self._heard: dict[Place, int] = {}
+        self._broken: dict[Place, str] = {}  # the breakers that are not closed
+
+    @property
+    def probes(self) -> int:
+        """How often the endpoint that was probed most was."""
+        return max(self._heard.values(), default=0)
 
     @property
     def probing(self) -> bool:
@@ -51,6 +58,7 @@ class Health:
     def probed(self, event: ProbeEnded, now: float, at: float) -> None:
         """`at`: the same moment in Unix seconds."""
         place = event.provider, event.endpoint
+        self._heard[place] = self._heard.get(place, 0) + 1
         version = event.version or (self._seen[place].version if place in self._seen else "")
         self._seen[place] = ProbeSeen(
             provider=event.provider,
@@ -69,6 +77,10 @@ class Health:
 
     def broke(self, event: BreakerChanged, now: float) -> None:
         """A breaker changed its state."""
+        if event.state == CLOSED:
+            self._broken.pop((event.provider, event.endpoint), None)
+        else:
+            self._broken[event.provider, event.endpoint] = event.state
         changes = self._changes.setdefault((event.provider, event.endpoint), deque(maxlen=MOST_CHANGES))
         changes.append((now, event.state == OPEN))
         while len(changes) > 1 and changes[1][0] < now - LOOK_BACK_S:  # one from before says how it began
@@ -76,7 +88,8 @@ class Health:
 
     def keep(self, places: Collection[Place]) -> None:
         """Forget every endpoint but these."""
-        for known in (self._streaks, self._ill_since, self._seen, self._changes):
+        known: dict[Place, Any]
+        for known in (self._streaks, self._ill_since, self._seen, self._changes, self._heard, self._broken):
             for gone in [place for place in known if place not in places]:
                 known.pop(gone)
 
@@ -96,6 +109,15 @@ class Health:
     def streak(self, provider: str, endpoints: Iterable[str]) -> int:
         """The shortest of their streaks: how far they all are."""
         return min((self._streaks.get((provider, endpoint), 0) for endpoint in endpoints), default=0)
+
+    def doubt(self, provider: str, endpoints: Collection[str]) -> str:
+        """Why none of these endpoints may be trusted: of each the last probe failed, or the breaker is not closed (one
+        that is half open has yet to be tried). Empty where one may, and without endpoints.
+        """
+        if all((provider, each) in self._streaks or (provider, each) in self._broken for each in endpoints):
+            failed = [each for each in endpoints if (provider, each) in self._streaks]
+            return "its probes fail" if failed else "its breaker has opened" if endpoints else ""
+        return ""
 
     def ill_since(self, provider: str, endpoints: Iterable[str], now: float) -> float:
         """When the last of them began to fail."""

@@ -126,6 +126,9 @@ class Lanes:
             self._policy = policy
             self._hold_to_limits()
         if flags is not self._flags:
+            if flags.rearmed_at > self._flags.rearmed_at:
+                for runs in self._runs.values():
+                    runs.forgive()
             self._flags = flags
             for place, lane in list(self._lanes.items()):
                 if not current(flags, lane.key):

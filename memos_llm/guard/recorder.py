@@ -16,7 +16,7 @@ The limits of a request are those in force when it started. What comes beyond th
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from memos_llm.core.events import AttemptEnded, AttemptStarted, ContentBegan, Event, RequestEnded
@@ -46,9 +46,10 @@ class Recorder:
     Args:
         policy, flags: those in force.
         clock: monotonic seconds, as the events' durations. wall: Unix seconds, until the store's clock is known.
-    """
 
-    KINDS: tuple[type[Event], ...] = (AttemptStarted, ContentBegan, AttemptEnded, RequestEnded)
+    Attributes:
+        listeners: what hears which kind of event.
+    """
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Recorder:
         self._offset = 0.0
         self.at_store(None)
         self._second = Second(int(clock() + self._offset))
-        self._hear: dict[type[Event], Callable[[Event], None]] = {
+        self.listeners: Mapping[type[Event], Callable[[Event], None]] = {
             AttemptStarted: cast(Callable[[Event], None], self._started),
             ContentBegan: cast(Callable[[Event], None], self._content),
             AttemptEnded: cast(Callable[[Event], None], self._attempt_ended),
@@ -95,8 +96,8 @@ class Recorder:
         self._lagging = late
 
     def on_event(self, event: Event) -> None:
-        """Hears `KINDS`."""
-        self._hear[type(event)](event)
+        """Hears what there are `listeners` for."""
+        self.listeners[type(event)](event)
 
     def tick(self, now: float) -> None:
         """To be called a few times a second; `now` is monotonic. Finds what has waited for too long."""
@@ -196,8 +197,7 @@ class Recorder:
         if one is None or event.provider != one.lane.key.provider:
             return
         one.content = True
-        for runs in one.lane.feeds:
-            runs.content()
+        self._tell_content(one)
         if one.lane.signal is TTFT:
             self._measured(one, one.began_at - one.started_at + event.ttft_s)
 
@@ -206,20 +206,50 @@ class Recorder:
         if one is None or event.provider != one.lane.key.provider:
             return
         kind, waited_s = event.outcome.kind, one.began_at - one.started_at + event.duration_s
+        if kind is OK and self._is_plain(one):
+            self._answered(one, waited_s)
+            return
         earlier = kind in VERDICTS and (one.untold > 1 or one.told)  # than the last attempt
         one.untold -= 1
         if not earlier:
             one.told, one.running = True, False
             self._tell_latency(one, event, waited_s)
         if kind is OK:
-            for runs in one.lane.feeds:
-                runs.content()
+            self._tell_content(one)
             self._end(one)
             self._close(one)
         else:
             self._went_wrong(one, event, waited_s)
             if one.over and one.told:
                 self._close(one)
+
+    def _is_plain(self, one: Open) -> bool:
+        """Whether nothing out of the ordinary is known of it, and its time is its latency."""
+        known = one.value is not None or one.slow is not None or one.failure is not None or one.ended
+        return one.lane.signal is E2E and not (known or one.void or one.muted or self._lagging)
+
+    def _answered(self, one: Open, waited_s: float) -> None:
+        """How nearly all end, in one go: as `_tell_latency`, `_end` and `_close` would have it."""
+        lane, row = one.lane, one.row
+        if one.timed and lane.limit_s is not None:
+            slow = waited_s > lane.limit_s
+            row.r += 1
+            row.s += slow
+            if lane.current:
+                lane.known(slow, one.id)
+        row.seen.append(waited_s)
+        row.e += 1
+        if not row.dirty:
+            self._touch(row)
+        if self._uneasy:
+            self._tell_content(one)
+        one.second = None
+        del self._open[one.id]
+
+    def _tell_content(self, one: Open) -> None:
+        if self._uneasy:  # a streak can only be ended
+            for runs in one.lane.feeds:
+                runs.content()
 
     def _request_ended(self, event: RequestEnded) -> None:
         one = self._open.get(event.request_id)

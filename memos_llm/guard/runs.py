@@ -85,6 +85,11 @@ class Runs:
         self._failed, self._slow = Bad(), Bad()
         self._tripped = {trigger: at for trigger, at in self._tripped.items() if trigger in HARD}
 
+    def forgive(self) -> None:
+        """A human says that it is well again: what was before a re-arm is not held against it."""
+        self.content()
+        self._tripped.clear()
+
     @property
     def at_rest(self) -> bool:
         """Whether starts need not be told of, and nothing in flight can confirm anything."""

@@ -79,7 +79,7 @@ class ErrorRun:
 
     Failures of requests that started before the run's first failure was recorded are of the same event. `fresh` has
     them as one, and is what trips: were it enough that *one* request fails after a stall, the next one that would have
-    failed anyway would do it [`scripts/simulate_guard`: in 40 % of all stalls, with 1 % failing at any time].
+    failed anyway would do it (measured with 50 in flight and 1 % failing at any time, at once: in 4 of 10 stalls).
 
     Attributes:
         s: 0…h + u, of all failures.

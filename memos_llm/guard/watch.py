@@ -89,7 +89,7 @@ class Guard:
         self._ending = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._off = [
-            bus.subscribe(PART, self._recorder.on_event, *Recorder.KINDS),
+            *(bus.subscribe(PART, listener, kind) for kind, listener in self._recorder.listeners.items()),
             bus.subscribe(PART, self._probed, ProbeEnded),
             bus.subscribe(PART, self._broke, BreakerChanged),
             bus.subscribe(PART, self._configured, ConfigChanged),
@@ -116,8 +116,12 @@ class Guard:
             unsubscribe()
 
     def dead(self) -> tuple[str, ...] | None:
-        """The endpoints that are dead for this process, for its heartbeats; None: it does not probe."""
-        return tuple(sorted(self._dead())) if self._health.probing else None
+        """The endpoints that are dead for this process, for its heartbeats; None: it does not probe, or not for long
+        enough to tell: a short script must not outvote those that know.
+        """
+        policy = self._policy()
+        failures = policy.guard.of(policy.candidate or "").health_failures
+        return tuple(sorted(self._dead())) if failures is not None and self._health.probes >= failures else None
 
     def tick(self) -> None:
         """Look at what happened here; what tripped acts."""
@@ -239,11 +243,12 @@ class Guard:
         if candidate is None or candidate not in transports:
             return []
         serving, now = self._serving(policy, transports), self._clock()
-        failures = policy.guard.of(candidate).health_failures
-        rearmed_at = max((scope.rearmed_at for scope in self._live.current().scopes.values()), default=0.0)
-        found = judge_breakers(self._health, candidate, serving, rearmed_at - self._offset, now, at)
-        if failures is not None:
-            found += judge_probes(self._health, candidate, serving, failures, self._others, now, at)
+        limits, found = policy.guard.of(candidate), []
+        if limits.failing:
+            rearmed_at = self._live.current().rearmed_at
+            found += judge_breakers(self._health, candidate, serving, rearmed_at - self._offset, now, at)
+        if limits.health_failures is not None:
+            found += judge_probes(self._health, candidate, serving, limits.health_failures, self._others, now, at)
         return found
 
     def _serving(self, policy: Policy, transports: Mapping[str, Transport]) -> dict[str, Sequence[str]]:
@@ -281,11 +286,7 @@ class Guard:
             transport = transports.get(policy.baseline)
             if transport is None:
                 return "it is switched off"
-            endpoints = transport.serving(model)
-            dead = self._dead()
-            if endpoints and all(endpoint in dead for endpoint in endpoints):
-                return "its probes fail"
-            return transport.offer(model).refused or ""
+            return self._health.doubt(policy.baseline, transport.serving(model)) or transport.offer(model).refused or ""
 
         candidate = policy.candidate or ""
         return Knowledge(

@@ -29,6 +29,7 @@ from memos_llm.core.events import (
     RequestEnded,
     RequestRefused,
     RequestStarted,
+    RollbackHeld,
 )
 from memos_llm.core.flags import GLOBAL, Flags, format_share
 from memos_llm.core.verdicts import ArmWindow, Trigger
@@ -110,6 +111,7 @@ class Metrics:
             ConfigChanged: self._config_changed,
             ConfigRejected: self._config_rejected,
             IncidentOpened: self._incident_opened,
+            RollbackHeld: self._rollback_held,
             GuardSaid: self._guard_said,
             InternalError: self._internal_error,
             WebhookTried: self._webhook_tried,
@@ -205,6 +207,9 @@ class Metrics:
         self._latched = self._gauge("rollback_latched", "1 while a rollback holds.", "provider", "component")
         self._rollbacks = self._counter(
             "rollbacks_total", "Rollbacks that this process has brought to the store.", "provider", "trigger"
+        )
+        self._held = self._counter(
+            "rollbacks_held_total", "Verdicts that changed nothing, as told in the log.", "provider", "trigger", "why"
         )
         self._window_errors = self._gauge(
             "window_error_ratio", "Failed requests in the guard's window, 0 to 1; of all processes.", *_WINDOW
@@ -335,6 +340,9 @@ class Metrics:
 
     def _incident_opened(self, event: IncidentOpened) -> None:
         self._rollbacks[event.incident.provider, event.incident.trigger].inc()
+
+    def _rollback_held(self, event: RollbackHeld) -> None:
+        self._held[event.provider, event.trigger, event.why].inc()
 
     def _guard_said(self, event: GuardSaid) -> None:
         """Windows by model are not shown; an empty one tells how many there were, and nothing of how they went."""

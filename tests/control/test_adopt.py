@@ -201,7 +201,7 @@ def judged(name: str, *scopes: str, trigger: Trigger = Trigger.ERROR_RATE, at: f
         (Trigger.ERROR_RATE, 12.1, 1, Fate.OUTDATED),
         (Trigger.ERROR_RUN, 12.1, 1, Fate.OUTDATED),
         (Trigger.ERROR_RATE, 12.1, OLD.scope(GLOBAL).epoch + 1, Fate.OPEN),  # their clock is ahead: the one judged
-        *((trigger, 99.0, 1, Fate.OPEN) for trigger in HARD),
+        *((trigger, 99.0, 1, Fate.OPEN) for trigger in sorted(HARD)),
     ],
 )
 def test_what_a_later_epoch_means_to_a_cut(trigger: Trigger, began: float, epoch: int, fate: Fate) -> None:

@@ -207,7 +207,7 @@ class Listing(FakeTransport):
 
 
 @pytest.mark.parametrize(
-    ("mapped", "failure"), [({"a", "B"}, ""), ({"a"}, "config"), ((), ""), ({"some/model"}, "")], ids=str
+    ("mapped", "failure"), [(("a", "B"), ""), (("a",), "config"), ((), ""), (("some/model",), "")], ids=str
 )
 async def test_a_server_that_has_none_of_its_models_fails_its_probe(
     mapped: Collection[str], failure: str, bus: Bus, heard: Recorder
