@@ -9,6 +9,7 @@ there any more. An engine that stands still while requests run (`engines`) is a 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from random import Random
 
 from msgspec import Struct
@@ -24,7 +25,7 @@ from memos_llm.providers.endpoints import Pool
 from memos_llm.providers.engines import STILL_LOOKS, Still
 
 PROBE_S = 10.0
-OPTIONAL_S = 4.0
+OPTIONAL_S = 6.0  # less than `PROBE_S`: what else a server tells keeps nobody from knowing that it is up
 QUIET_S = 10.0  # a silent probe counts only if no request there got a byte for this long
 INTERVAL_S = 5.0
 MAX_MODELS = 10_000
@@ -128,13 +129,17 @@ def _down(state: EndpointState, why: str) -> None:
     state.cut_waiting(why)
 
 
-async def optional(get: Get, path: str) -> bytes:
-    """A document that a probe can do without: empty when it cannot be had soon."""
-    try:
+async def optional(get: Get, *paths: str) -> list[bytes]:
+    """Documents that a probe can do without: empty where one cannot be had soon. One after the other, so that probing
+    keeps one connection open and not as many as there are documents; the time is for all of them.
+    """
+    found = [b""] * len(paths)
+    with suppress(TimeoutError):
         async with asyncio.timeout(OPTIONAL_S):
-            return await get(path)
-    except (TimeoutError, AttemptFailed):
-        return b""
+            for place, path in enumerate(paths):
+                with suppress(AttemptFailed):
+                    found[place] = await get(path)
+    return found
 
 
 Mapped = Callable[[str], Collection[str]]

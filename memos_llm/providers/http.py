@@ -55,6 +55,7 @@ class Profile(Struct, frozen=True, kw_only=True):
         features: what it can do beyond the common.
         canonical: folds the spellings of a model's name that it takes for one.
         ask: one probe: what it finds out, by GETs.
+        look: the part of it that a first request waits for; None: all.
         cold: models are loaded when they are first asked for, and unloaded again (Ollama).
     """
 
@@ -62,6 +63,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     features: Feature
     canonical: Callable[[str], str]
     ask: Callable[[Get], Awaitable[Finding]]
+    look: Callable[[Get], Awaitable[Finding]] | None = None
     cold: bool = False
 
 
@@ -326,7 +328,7 @@ class HttpTransport:
         """A look for what an endpoint tells. One that tells nothing is not held for down: who looks only once, for a
         request that waits, would never see it come back.
         """
-        found = await check(lambda path: self._get(state, path), self._profile.ask)
+        found = await check(lambda path: self._get(state, path), self._profile.look or self._profile.ask)
         if found.failure is None:
             note(self._pool, state, found, self._clock())
             self._offers.clear()

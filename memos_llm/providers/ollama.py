@@ -30,7 +30,8 @@ async def ask(get: Get) -> Finding:
         version = msgspec.json.decode(await get("/api/version"), type=_Version).version
     except FAILURES:
         raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="version")) from None
-    return Finding(version=version, models=_models(await optional(get, "/api/tags")))
+    (tags,) = await optional(get, "/api/tags")
+    return Finding(version=version, models=_models(tags))
 
 
 def canonical(model: str) -> str:

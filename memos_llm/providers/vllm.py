@@ -1,9 +1,9 @@
 """vLLM: the OpenAI wires, a bearer key, models by their exact names."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from memos_llm.core.call import Feature, Wire
 from memos_llm.dialects.jsons import FAILURES
@@ -43,16 +43,23 @@ class _Models(msgspec.Struct):
 async def ask(get: Get) -> Finding:
     """`/health` says whether the engine lives (503: dead); names, version and load are asked for besides."""
     await get("/health")
-    models, version, metrics = await asyncio.gather(
-        optional(get, "/v1/models"), optional(get, "/version"), optional(get, "/metrics")
-    )
-    cards, page = _cards(models), read_page(metrics)
+    models, version, metrics = await optional(get, "/v1/models", "/version", "/metrics")
+    page, found = read_page(metrics), _told(models, version)
+    return replace(found, load=page.load(), busy=page.busy()) if page else found
+
+
+async def look(get: Get) -> Finding:
+    """Without the load: metrics that hang keep no request waiting."""
+    await get("/health")
+    return _told(*await optional(get, "/v1/models", "/version"))
+
+
+def _told(models: bytes, version: bytes) -> Finding:
+    cards = _cards(models)
     return Finding(
         models=None if cards is None else tuple(card.id for card in cards),
         contexts=_contexts(cards or []),
         version=_version(version),
-        load=page.load() if page else None,
-        busy=page.busy() if page else {},
     )
 
 
@@ -85,4 +92,5 @@ PROFILE = Profile(
     features=Feature.ALL & ~LACKS,
     canonical=str,
     ask=ask,
+    look=look,
 )

@@ -126,7 +126,7 @@ class Attempt:
             await self._reply.aclose()
 
     async def _until_committed(self, request_id: str) -> list[Frame]:
-        if not self._offer.known:  # its context and its release decide what is sent
+        if not self._offer.known and self._call.passage is None:  # its context and its release decide what is sent
             self._offer = await self._transport.acquaint(self.target.model)
         request, self.warnings = self._codec.request(self._call, self.target, self._offer)
         request = replace(request, id=request_id, endpoint=self.endpoint)

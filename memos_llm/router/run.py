@@ -6,6 +6,7 @@ A failed attempt on the assigned provider is told as such even when a fallback a
 
 import asyncio
 from collections.abc import Mapping
+from itertools import count
 
 from memos_llm.core.call import Call, Frame, Operation, Part
 from memos_llm.core.decision import Decision
@@ -38,6 +39,7 @@ from memos_llm.router.buffers import Buffers
 from memos_llm.router.chain import Chain, RetryBudget, Try
 
 CANCELLED = Outcome(kind=Kind.CANCELLED)
+_SERIALS = count(1)
 
 
 class Run:
@@ -67,6 +69,7 @@ class Run:
         self._failure: tuple[Attempt, AttemptFailed] | None = None
         self._shut: AttemptFailed | None = None
         self._ended = False
+        self._serial = next(_SERIALS)
         budget.request()
         self._bus.emit(
             RequestStarted(
@@ -108,6 +111,7 @@ class Run:
                     provider=attempt.target.provider,
                     endpoint=attempt.endpoint,
                     ttft_s=attempt.first_content_at - attempt.started_at,
+                    serial=self._serial,
                 )
             )
 
@@ -148,6 +152,7 @@ class Run:
                 ttft_s=first - attempt.started_at if first is not None and self.call.stream else None,
                 tpot_s=_tpot_s(attempt if self.call.stream else None),
                 silent=outcome.kind is Kind.CANCELLED and attempt.silent(),
+                serial=self._serial,
             )
         )
 
@@ -178,6 +183,7 @@ class Run:
                 route=call.passage.route if call.passage is not None else "",
                 caller=call.caller,
                 needs=call.needs,
+                serial=self._serial,
             )
         )
 
@@ -216,6 +222,7 @@ class Run:
                 key=hash(self.call.key),
                 retry=self.call.retry,
                 needs=self.call.needs,
+                serial=self._serial,
             )
         )
         return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock, self._buffers)

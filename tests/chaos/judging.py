@@ -69,14 +69,18 @@ def _cut(exchange: Exchange, truth: Truth) -> Verdict:
     return Verdict("excused", "worker killed")
 
 
+TELLING = {"model_missing": 404, "no_auto_tools": 400}
+"""Faults whose own status a client may get where nobody else can answer."""
+
+
 def _error(exchange: Exchange, truth: Truth) -> Verdict:
     """A chain that found nobody."""
     asked, status = exchange.asked, exchange.status
     words, fault = error_of(exchange)
     if fault:
         raise Wrong(f"{status}: {fault}")
-    missing = {"model_missing"} & {_name(s.what) for s in _faults(exchange, truth)}
-    if status not in STATUSES and not (status == 404 and missing):
+    own = {TELLING[name] for name in map(_name, (s.what for s in _faults(exchange, truth))) if name in TELLING}
+    if status not in STATUSES and status not in own:
         raise Wrong(f"status {status}: {words[:200]}")
     routes = truth.routes(asked, exchange.started, exchange.ended)
     for _, chain in sorted(routes):

@@ -15,6 +15,7 @@ FAULTS: Mapping[str, Effect] = {
     "hang_after_headers": Effect.BEFORE,
     "slow_first_byte:seconds=0.8": Effect.NOTHING,
     "slow_first_byte:seconds=6": Effect.BEFORE,
+    "drift:seconds=20": Effect.NOTHING,
     "garbage": Effect.BEFORE,
     "status:code=500": Effect.BEFORE,
     "status:code=503": Effect.BEFORE,
@@ -48,6 +49,7 @@ VLLM_FAULTS: Mapping[str, Effect] = {
     "engine_dead": ANY,
     "hang_engine": ANY,
     "finish_abort": ANY,
+    "no_auto_tools": Effect.BEFORE,
     "no_usage": Effect.NO_USAGE,
     "repeat_tool_metadata": Effect.NOTHING,
 }
