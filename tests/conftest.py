@@ -1,13 +1,18 @@
 """Fixtures of the outermost tests; each test has a home folder of its own, so that none meets a user's files."""
 
 import asyncio
+import functools
 import gc
+import importlib
 import importlib.util
+import os
+import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn.server
 from redis_server import RedisServer, redis_server
 from stack import Stack, open_stack
 
@@ -30,6 +35,47 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_idle_waits() -> Iterator[None]:
+    """What every test of a gateway would pay again, and none is about.
+
+    uvicorn looks a tenth of a second apart whether it shall end, and whether it has: 0.2 s for each gateway.
+    httpx reads the system's certificates for each client: 20 ms of a processor. Gateways that run as processes
+    of their own do as they always do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", _Prompt("asyncio"))
+        for name in HTTP_LIBRARIES:
+            if importlib.util.find_spec(name):
+                home = importlib.import_module(f"{name}._transports.default")
+                patch.setattr(home, "create_ssl_context", _once_an_environment(home.create_ssl_context))
+        yield
+
+
+class _Prompt(types.ModuleType):
+    """asyncio, but that looks again at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(delay: float) -> None:
+        await asyncio.sleep(min(delay, 0.005))
+
+
+def _once_an_environment(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.cache
+    def made(environment: tuple[str | None, ...], trust_env: bool) -> Any:
+        return make(trust_env=trust_env)
+
+    def context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> Any:
+        if verify is not True or cert is not None:
+            return make(verify, cert, trust_env)
+        return made((os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")), trust_env)
+
+    return context
 
 
 @pytest.fixture

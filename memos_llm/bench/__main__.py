@@ -20,7 +20,7 @@ PLAIN_WIDTH = 110  # in a file or a log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 within the limit, 1 over it, 2 usage, 4 the run could not be completed."""
+    """The exit code: 0 within the limits, 1 over one, 2 usage, 4 the run could not be completed."""
     options = _parser().parse_args(arguments)
     plan = QUICK if options.quick else Plan()
     if options.rounds:
@@ -42,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "scripts/bench",
         description="CPU time of the gateway per request and per SSE event, against a bare uvicorn + aiohttp "
-        "pass-through, interleaved in one run; in process, Router.chat against aiohttp. Only the ratios mean anything "
-        "elsewhere. Exit code: 0 within the limit, 1 over it, 2 usage, 4 could not be completed.",
+        "pass-through, interleaved in one run; in process, Router.chat against aiohttp; what the guard adds, in one "
+        "process with and without it. Only the ratios mean anything elsewhere. Exit code: 0 within the limits, "
+        "1 over one, 2 usage, 4 could not be completed.",
     )
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a rough idea")
     parser.add_argument("--rounds", type=_count, metavar="N", help=f"default {Plan().rounds}, quick {QUICK.rounds}")

@@ -2,6 +2,7 @@
 
 Within a round every phase is played twice by each subject, the second time in reverse order (A B B A), so that a
 noisy or a drifting machine hits them alike. Before a phase its connections are opened and used once, unmeasured.
+What the guard costs is a small difference: one process plays both parts of it, with the guard and without.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ from msgspec.structs import asdict
 
 from memos_llm.bench import subjects
 from memos_llm.bench.load import Burst, Client, WrongAnswer
-from memos_llm.bench.results import Report, Sample, exceeding, figures, machine, percentile
+from memos_llm.bench.results import GUARDED, UNGUARDED, Report, Sample, exceeding, figures, machine, percentile
 from memos_llm.bench.subjects import START_S, Cores, Program
+from memos_llm.bench.switch import OFF, ON
 from memos_llm.bench.wire import CHAT, NATIVE, TRANSLATED, requests
 
 CONVERSATIONS = 256  # enough that each arm gets its half of them, within a few per cent
@@ -26,7 +28,9 @@ SETTLE_S = 0.1  # log lines and the like are written that late
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """How much of what each time. `short` and `long` are events per stream; every stream gets one per tick."""
+    """How much of what each time. `short` and `long` are events per stream; every stream gets one per tick. `guarded`:
+    requests, or calls, between two switches of the guard; `switches`: on, off, off, on so often in a round.
+    """
 
     rounds: int = 5
     requests: int = 640
@@ -36,6 +40,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     long: int = 54
     tick_ms: float = 10.0
     calls: int = 320
+    guarded: int = 320
+    switches: int = 6
 
 
 QUICK = Plan(rounds=1, requests=320, long=24, calls=160)
@@ -67,6 +73,12 @@ def phases(plan: Plan) -> list[Phase]:
         Phase(name="native-short", paths=native, connections=streams, count=streams, stream=True, tokens=plan.short),
         Phase(name="native-long", paths=native, connections=streams, count=streams, stream=True, tokens=plan.long),
     ]
+
+
+def switched_phase(plan: Plan) -> Phase:
+    """Whole answers, from one gateway that plays both parts."""
+    paths = {GUARDED: CHAT, UNGUARDED: CHAT}
+    return Phase(name="guard-requests", paths=paths, connections=plan.concurrency, count=plan.guarded)
 
 
 class Tally:
@@ -131,6 +143,16 @@ class Bench:
         self.meters = {name: Meter(program) for name, (program, _) in served.items()}
         self._clients = {"direct": Client(direct)} | {name: Client(port) for name, (_, port) in served.items()}
         self.callers: dict[str, Program] = {}
+        self._switches: dict[str, Program] = {}
+        self._switched = switched_phase(plan)
+        self._timed = dict(self.meters)  # with the one that is switched
+
+    def switch(self, gateway: Program, port: int, router: Program) -> None:
+        """Of what the guard's cost is measured."""
+        self._switches = {"guard-requests": gateway, "guard-calls": router}
+        client, meter = Client(port), Meter(gateway)
+        for name in (GUARDED, UNGUARDED):
+            self._clients[name], self._timed[name] = client, meter
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -142,8 +164,9 @@ class Bench:
             if not phase.name.endswith("long"):
                 for name in phase.paths:
                     await self._play(phase, Tally(name, phase.name))
-        for name in self.callers:
-            self._call(Tally(name, "calls"))
+        for name, caller in self.callers.items():
+            self._call(caller, self._plan.calls, Tally(name, "calls"))
+        await self._guarded(1)
 
     async def round(self) -> list[Sample]:
         """Every phase of every subject, twice, summed up."""
@@ -155,11 +178,28 @@ class Bench:
             samples += [tally.sample() for tally in tallies.values()]
         called = {name: Tally(name, "calls") for name in self.callers}
         for name in _there_and_back(called):
-            self._call(called[name])
-        return samples + [tally.sample() for tally in called.values()]
+            self._call(self.callers[name], self._plan.calls, called[name])
+        samples += [tally.sample() for tally in called.values()]
+        return samples + await self._guarded(self._plan.switches)
+
+    async def _guarded(self, switches: int) -> list[Sample]:
+        """With the guard and without, in one process: on, off, off, on so often, each time a pair of samples."""
+        samples = []
+        for phase, program in self._switches.items():
+            for _ in range(switches):
+                tallies = {to: Tally(name, phase) for to, name in ((ON, GUARDED), (OFF, UNGUARDED))}
+                for to in _there_and_back(tallies):
+                    program.switch(to)
+                    if phase == self._switched.name:
+                        await self._play(self._switched, tallies[to])
+                    else:
+                        self._call(program, self._plan.guarded, tallies[to])
+                samples += [tally.sample() for tally in tallies.values()]
+            program.switch(ON)
+        return samples
 
     async def _play(self, phase: Phase, tally: Tally) -> None:
-        client, meter = self._clients[tally.subject], self.meters.get(tally.subject)
+        client, meter = self._clients[tally.subject], self._timed.get(tally.subject)
         priming = requests(phase.paths[tally.subject], CONVERSATIONS, stream=False, tokens=256)
         if meter is not None:
             meter.begin()
@@ -179,9 +219,9 @@ class Bench:
         tally.upstream_cpu_ns += self._upstream.cpu_ns() - upstream_ns
         tally.burst.add(burst)
 
-    def _call(self, tally: Tally) -> None:
+    def _call(self, caller: Program, count: int, tally: Tally) -> None:
         """The library's turn; the program measures itself."""
-        caller, count, at_once = self.callers[tally.subject], self._plan.calls, self._plan.concurrency
+        at_once = self._plan.concurrency
         caller.tell(f"{at_once} {at_once}")
         tally.cpu_ns += int(caller.tell(f"{count} {at_once}"))
         tally.burst.answers += count
@@ -229,19 +269,27 @@ async def _start(stack: ExitStack, cores: Cores, plan: Plan) -> Bench:
     home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memos_llm-bench-")))
     upstream = stack.enter_context(subjects.upstream(home, plan.tick_ms))
     ollama, vllm = map(int, upstream.line().split())
-    port = _free_port()
-    config = subjects.configuration(home, ollama_port=ollama, vllm_port=vllm, gateway_port=port)
+    ports = _free_port(), _free_port()
+    homes = home / "gateway", home / "switched"
+    config, switched_config = (
+        subjects.configuration(folder, ollama_port=ollama, vllm_port=vllm, gateway_port=port)
+        for folder, port in zip(homes, ports, strict=True)
+    )
     with cores.use(cores.measured):
         passthrough = stack.enter_context(subjects.passthrough(home, vllm))
-        gateway = stack.enter_context(subjects.gateway(home, config))
-        served = {"passthrough": (passthrough, int(passthrough.line())), "gateway": (gateway, port)}
-        await _ready(gateway, port)
-        callers = [stack.enter_context(subjects.bare(home, vllm)), stack.enter_context(subjects.router(home, config))]
+        gateway = stack.enter_context(subjects.gateway(homes[0], config))
+        switched = stack.enter_context(subjects.switched(homes[1], switched_config))
+        served = {"passthrough": (passthrough, int(passthrough.line())), "gateway": (gateway, ports[0])}
+        await _ready(gateway, ports[0])
+        await _ready(switched, ports[1])
+        router = subjects.router(homes[0], config)
+        callers = [stack.enter_context(subjects.bare(home, vllm)), stack.enter_context(router)]
     bench = Bench(plan, upstream, served, vllm)
     stack.callback(bench.close)
     for caller in callers:
         caller.line()
         bench.callers[caller.name] = caller
+    bench.switch(switched, ports[1], router)
     return bench
 
 

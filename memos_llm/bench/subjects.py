@@ -97,6 +97,16 @@ class Program:
         self._process.stdin.flush()
         return self.line()
 
+    def switch(self, to: str) -> None:
+        """Its guard `on` or `off`, when this returns; what else it prints is passed over.
+
+        Raises:
+            NotStarted: it ended instead.
+        """
+        said = self.tell(to)
+        while said != to:
+            said = self.line()
+
     def alive(self) -> bool:
         return self._process.poll() is None
 
@@ -118,6 +128,11 @@ def gateway(home: Path, config: Path) -> Program:
     return Program("gateway", ["-m", "memos_llm", "serve", "--seed", "--config", str(config)], home)
 
 
+def switched(home: Path, config: Path) -> Program:
+    """The same, with its guard on a switch: tell it `on` or `off`."""
+    return Program("switched", ["-m", "memos_llm.bench.switched", str(config)], home)
+
+
 def bare(home: Path, upstream_port: int) -> Program:
     return Program("bare", ["-m", "memos_llm.bench.inprocess", "bare", f"http://127.0.0.1:{upstream_port}"], home)
 
@@ -128,6 +143,7 @@ def router(home: Path, config: Path) -> Program:
 
 def configuration(home: Path, *, ollama_port: int, vllm_port: int, gateway_port: int) -> Path:
     """A migration half done: both arms serve, the candidate under its own name; one component is pinned to it."""
+    home.mkdir(exist_ok=True)
     file = home / "memos_llm.yaml"
     file.write_text(
         f"""\

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from memos_llm.cli.output import ago, clock, heading, percent, table
+from memos_llm.cli.output import ago, clock, heading, moment, percent, table
 from memos_llm.core.commands import Incident
 from memos_llm.core.flags import GLOBAL
 from memos_llm.core.verdicts import ArmWindow, Evidence, Trigger
@@ -63,7 +63,7 @@ def _places(one: Incident) -> str:
 
 
 def _facts(one: Incident) -> Iterator[str]:
-    yield f"  at         {clock(one.at)}"
+    yield f"  at         {moment(one.at)}"
     yield f"  by         {one.actor} ({one.trigger})"
     yield f"  reason     {one.reason or '-'}"
     if one.rule and one.rule != one.reason:
@@ -137,7 +137,7 @@ def _evidence(first: Evidence, one: Incident) -> Iterator[RenderableType]:
 def _times(first: Evidence, one: Incident) -> Iterator[str]:
     yield f"  seen by    {first.by}, at {clock(first.at)}"
     if first.detection_s is not None:
-        yield f"  detection  {_seconds(first.detection_s)} from the first bad request to the verdict"
+        yield f"  detection  {_seconds(first.detection_s)} from the first failed or slow one being seen to the verdict"
     if first.decision_s is not None:
         yield f"  decision   {_seconds(first.decision_s)} from there until that process sent no more"
     if first.propagation_s is not None:

@@ -59,7 +59,7 @@ def _listed(found: "Incidents") -> "Iterator[RenderableType]":
         (each.id, _when(each.at), ", ".join((each.scope, *each.also)), each.trigger, _state(each, held), each.reason)
         for each in found.incidents
     ]
-    yield table(("id", "at", "scope", "trigger", "latch", "reason"), rows)
+    yield table(("id", "at", "scope", "trigger", "latch", "reason"), rows, whole=("id",))
     yield "  all of one: `llmctl incidents ID`"
 
 

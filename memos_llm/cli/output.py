@@ -95,6 +95,11 @@ def clock(at: float) -> str:
     return moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
+def moment(at: float) -> str:
+    """A moment in local time with its date and zone: `2026-11-21 10:39:35 CET`."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
 def ago(seconds: float) -> str:
     """`75.2` → `1m 15s`."""
     whole = max(0, round(seconds))

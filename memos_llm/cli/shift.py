@@ -154,7 +154,11 @@ def maintenance(
     from memos_llm.core.errors import BadRequest
     from memos_llm.operate.orders import MaintenanceOrder
 
-    if end == (lasts is not None):
+    if end and lasts is not None:
+        raise failures.usage(
+            "--for and --end do not go together: --for 10m begins it or changes its end, --end ends it now"
+        )
+    if not end and lasts is None:
         raise failures.usage("say how long: --for 10m (90s, 2h; 24h at most); or --end, when it is over")
     order = MaintenanceOrder(provider=provider, lasts=lasts, end=end, reason=reason, wait_s=wait)
     try:

@@ -5,7 +5,8 @@ Invariants, each held by a property test:
   this one over (`control.adoption`); anything else that a store says is a regression, and the last good flags stay in
   force;
 - a cut is in force, over whatever is published, until a published snapshot has its scopes latched, or shows that a
-  human re-armed them later than the cut, or, if it judged one epoch only, that another began after it;
+  human re-armed them later than the cut, or, if it judged one epoch only, that another began after it; one that an
+  earlier process left behind and nobody confirmed, no longer than until the store is there;
 - a raise is a human's or a plan's, a re-arm a human's alone.
 """
 
@@ -42,11 +43,19 @@ class Judgement(Struct, frozen=True):
 
 
 class Cut(Struct, frozen=True):
-    """A rollback in force here since `at` (Unix seconds), whether or not the store knows it yet."""
+    """A rollback in force here since `at` (Unix seconds), whether or not the store knows it yet. `stale`: it is left
+    from a process that ended long ago, and says nothing of now unless the store has it.
+    """
 
     command: Rollback
     at: float
     actor: Actor
+    stale: bool = False
+
+
+def decided(command: Rollback, known: Flags, actor: Actor, now: float) -> Cut:
+    """A cut of this moment: later than every re-arm that is known here, whatever the clock said of that one."""
+    return Cut(command, max(now, *(known.scope(name).rearmed_at for name in command.scopes)), actor)
 
 
 class Fate(Enum):
@@ -56,6 +65,7 @@ class Fate(Enum):
     LATCHED = "latched"
     REARMED = "rearmed"  # by a human, later than the cut
     OUTDATED = "outdated"  # it judged an epoch, and a later one began after it
+    STALE = "stale"  # nobody has confirmed it, and its hold-down would be over
 
 
 class Note(Struct, frozen=True):
@@ -153,6 +163,8 @@ def fate(cut: Cut, scope: str, flags: Flags) -> Fate:
         return Fate.LATCHED
     if found.rearmed_at > cut.at:
         return Fate.REARMED
+    if cut.stale:
+        return Fate.STALE
     speaker, now = flags.effective(scope)
     begun = now.latch is None and now.since > cut.at + SIMULTANEOUS_S
     if cut.command.soft and begun and cut.command.epochs.get(speaker) != now.epoch:
@@ -187,11 +199,10 @@ def settled(cut: Cut, flags: Flags) -> bool:
     return remaining(cut, flags) is None
 
 
-def outdated(view: View, flags: Flags) -> tuple[tuple[Cut, str], ...]:
-    """The cuts, and the scopes, that these flags withdraw because a later epoch will be judged by itself."""
-    return tuple(
-        (cut, scope) for cut in view.cuts for scope in cut.command.scopes if fate(cut, scope, flags) is Fate.OUTDATED
-    )
+def given_up(view: View, flags: Flags) -> tuple[tuple[Cut, str], ...]:
+    """The cuts, and the scopes, that these flags withdraw: what they hold now will be judged by itself."""
+    late = (Fate.OUTDATED, Fate.STALE)
+    return tuple((cut, scope) for cut in view.cuts for scope in cut.command.scopes if fate(cut, scope, flags) in late)
 
 
 def _notes(cut: Cut, flags: Flags) -> tuple[Note, ...]:
@@ -220,10 +231,12 @@ def _widened(evidence: Evidence, scope: str, flags: Flags) -> Evidence:
 
 
 def owed(view: View) -> tuple[Cut, ...]:
-    """What has to be published. A regressed store is also owed the latches of the last good flags."""
+    """What has to be published. A regressed store is also owed the latches of the last good flags, which come first:
+    a later and wider cut joins the incident of an earlier one.
+    """
     if not view.fault:
         return view.cuts
-    return (*view.cuts, *(_latch_as_cut(view.published, name) for name in _latched(view.published)))
+    return (*(_latch_as_cut(view.published, name) for name in _latched(view.published)), *view.cuts)
 
 
 def due(view: View, cut: Cut) -> Cut | None:

@@ -1,6 +1,7 @@
 """The last good flags on this host, for a start without the store: one small file, replaced as a whole.
 
-It holds flags (with salt, latches and revision) and unpublished cuts, so that a restart forgets no rollback. All
+It holds flags (with salt, latches and revision) and unpublished cuts, so that a restart forgets no rollback (one of the
+guard's that is older than any hold-down is in force only until the store is there). All
 processes of the host that use one store share it: each adds what it knows, under a lock, and takes away nothing but
 what the newest flags have settled. Reading never fails: a file that is missing, damaged, or of a newer schema is as
 good as none.
@@ -20,11 +21,12 @@ from msgspec.structs import replace
 
 from memos_llm.control.adopt import Cut, View, blank, remaining
 from memos_llm.control.adoption import took_over
-from memos_llm.core.commands import Actor, Rollback
+from memos_llm.core.commands import LONGEST_HOLDDOWN_S, Actor, Rollback
 from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.verdicts import Evidence
 
 MOST_CUTS = 32
+OLD_S = LONGEST_HOLDDOWN_S  # of a cut by the guard
 MOST_BYTES = 32_768  # of one cut's evidence; what is longer is kept without its tables
 LOCK_S = 1.0  # how long another writer is waited for: better to write over it than not at all
 
@@ -41,15 +43,15 @@ class _Document(Struct, frozen=True, kw_only=True):
     cuts: tuple[_Cut, ...] = ()
 
 
-def write(path: Path, view: View) -> None:
-    """Readers, and a crash at any moment, see the old file or the new one.
+def write(path: Path, view: View, now: float = 0.0) -> None:
+    """Readers, and a crash at any moment, see the old file or the new one. `now`: Unix seconds; 0: nothing grows old.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(path.parent):
-        _replace(path, _joined(read(path), view))
+        _replace(path, _joined(read(path, now), view))
 
 
 def _replace(path: Path, view: View) -> None:
@@ -73,7 +75,7 @@ def _joined(kept: View, ours: View) -> View:
     theirs, mine = kept.published, ours.published
     newer = theirs.revision > mine.revision and (theirs.installation, theirs.salt) == (mine.installation, mine.salt)
     flags = theirs if newer or not mine.revision or took_over(theirs, mine) else mine
-    cuts = {cut.command.incident: cut for cut in (*kept.cuts, *ours.cuts)}
+    cuts = {cut.command.incident: cut for cut in (*(cut for cut in kept.cuts if not cut.stale), *ours.cuts)}
     left = tuple(rest for cut in cuts.values() if (rest := remaining(cut, flags)))
     return View(flags, left[-MOST_CUTS:])
 
@@ -116,8 +118,8 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read(path: Path | None) -> View:
-    """What the file says, or a view of nothing."""
+def read(path: Path | None, now: float = 0.0) -> View:
+    """What the file says, or a view of nothing. `now`: Unix seconds; 0: nothing grows old."""
     if path is None:
         return View(blank())
     try:
@@ -126,4 +128,8 @@ def read(path: Path | None) -> View:
         return View(blank())
     if max(document.schema, document.flags.schema) > SCHEMA:
         return View(blank())
-    return View(document.flags, tuple(Cut(cut.rollback, cut.at, cut.actor) for cut in document.cuts))
+    return View(document.flags, tuple(_kept(cut, now) for cut in document.cuts))
+
+
+def _kept(cut: _Cut, now: float) -> Cut:
+    return Cut(cut.rollback, cut.at, cut.actor, stale=cut.actor.kind == "guard" and now - cut.at > OLD_S)

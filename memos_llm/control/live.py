@@ -11,7 +11,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,9 +23,10 @@ from memos_llm.control.adopt import (
     View,
     adopt,
     blank,
+    decided,
     due,
+    given_up,
     judge,
-    outdated,
     owed,
     permit,
     published,
@@ -34,7 +35,7 @@ from memos_llm.control.adopt import (
 )
 from memos_llm.control.adoption import Proposal, propose, took_over
 from memos_llm.control.confirm import Confirmation, confirm
-from memos_llm.control.pauses import LONGEST_PAUSE_S, pauses_s, woken
+from memos_llm.control.pauses import LONGEST_PAUSE_S, for_ever, pauses_s, woken
 from memos_llm.control.records import Records
 from memos_llm.control.words import founding, newer, regressed, seeded, withdrawn
 from memos_llm.core.commands import Actor, Audit, Command, Incident, Rollback, audit, incident
@@ -108,7 +109,7 @@ class Live:
 
     async def start(self) -> None:
         """Have flags in force, from the store, else from the last-good file, else baseline only; keep them fresh."""
-        self._view = self._kept = last_good_file.read(self._last_good)
+        self._view = self._kept = last_good_file.read(self._last_good, self._clock())
         for cut in self._view.cuts:  # whoever made it may have died while it was being committed
             self._records.doubt(cut.command.incident)
         before = self._current = self._view.in_force()
@@ -123,7 +124,7 @@ class Live:
         if self._last_good is not None:
             steps.append(self._keep)
         self._tasks = tuple(
-            asyncio.create_task(self._forever(step), name=f"memos_llm {PART} {step.__name__.strip('_')}")
+            asyncio.create_task(for_ever(step, self._failed), name=f"memos_llm {PART} {step.__name__.strip('_')}")
             for step in steps
         )
 
@@ -131,7 +132,7 @@ class Live:
         return self._current
 
     def cut(self, rollback: Rollback) -> None:
-        self._cut(Cut(rollback, self._clock(), Actor(self._instance.id, "guard")))
+        self._cut(decided(rollback, self._view.published, Actor(self._instance.id, "guard"), self._clock()))
 
     async def submit(self, command: Command, actor: Actor) -> Flags:
         """As the port says; the new flags are in force here when this returns.
@@ -174,6 +175,8 @@ class Live:
             read = await self._look()
             if not self._view.fault or read != proposal.read:
                 raise Refused("the store has changed meanwhile: look again at what adopting it would do")
+            if read is None and owed(self._view):
+                read, proposal = await self._begin_anew(proposal)
             before, after = self._view.in_force(), proposal.after
             entry = audit(proposal.command, before, after, actor, self._clock())
             try:
@@ -183,6 +186,13 @@ class Live:
             self._adopt(after)
             self._found()
             return after
+
+    async def _begin_anew(self, proposal: Proposal) -> tuple[Flags | None, Proposal]:
+        """Found an empty store, without a share, and bring it what it is owed: no latch is without its incident."""
+        await self._plant(replace(founding(), revision=1))
+        await self._pay(owed(self._view))
+        read, reason, known = await self._look(), proposal.command.reason, self._view.in_force()
+        return read, propose(known, read, founding(), proposal.fault, reason, self._clock())
 
     async def confirm(self, revision: int, timeout_s: float = 10.0) -> Confirmation:
         """Wait for the fleet to follow `revision`.
@@ -232,10 +242,13 @@ class Live:
         """Of two readings that overtook each other the newer stays."""
         known = self._view.published
         if self._view.fault or flags.revision > known.revision or took_over(flags, known):
-            late = outdated(self._view, flags)
-            self._put(adopt(self._view, flags))
-            for cut, scope in late:
-                self._bus.emit(withdrawn(cut, scope))
+            self._take(flags)
+
+    def _take(self, flags: Flags) -> None:
+        late = given_up(self._view, flags)
+        self._put(adopt(self._view, flags))
+        for cut, scope in late:
+            self._bus.emit(withdrawn(cut, scope))
 
     def _observe(self, known: Flags, read: Flags | None) -> None:
         """Judge what the store said against what was in force before it was asked."""
@@ -245,6 +258,8 @@ class Live:
             return
         if judgement.verdict is Verdict.ADOPT and read is not None:
             self._adopt(read)
+        elif read is not None and any(cut.stale for cut in self._view.cuts):
+            self._take(read)
         elif self._view.fault:
             self._put(replace(self._view, fault=""))
         self._found()
@@ -315,6 +330,9 @@ class Live:
         read = await self._look()
         if self._view.fault:
             return await self._submit_regressed(command, actor)
+        if self._view.cuts:  # these first: nobody raises through us what we took back and could not publish yet
+            await self._pay(self._view.cuts)
+            read = await self._look()
         return await self._commit(command, actor, read if read is not None else founding())
 
     async def _submit_regressed(self, command: Command, actor: Actor) -> Flags:
@@ -421,24 +439,12 @@ class Live:
         with self._saving:  # a writer that was cancelled may still be at it; the last one writes the newest
             view = self._view
             if view is not self._kept:
-                last_good_file.write(path, view)
+                last_good_file.write(path, view, self._clock())
                 self._kept = view
 
-    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Run a step again and again. What it raises ends here: it never reaches a request."""
-        loop = asyncio.get_running_loop()
-        pauses = pauses_s()
-        while True:
-            started_s = loop.time()
-            try:
-                await step()
-            except StoreUnreachable as error:
-                self._lost(error)
-            except Exception as error:  # noqa: BLE001 - told, then tried again; the flags in force stay in force
-                self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
-            else:
-                pauses = pauses_s()
-                continue
-            if loop.time() - started_s > LONGEST_PAUSE_S:  # it had worked
-                pauses = pauses_s()
-            await asyncio.sleep(next(pauses))
+    def _failed(self, error: Exception) -> None:
+        """Of a task's step, which is taken again; no error of ours ever reaches a request."""
+        if isinstance(error, StoreUnreachable):
+            self._lost(error)
+        else:
+            self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
@@ -21,3 +21,23 @@ async def woken(event: asyncio.Event, timeout_s: float | None = None) -> None:
         async with asyncio.timeout(timeout_s):
             await event.wait()
     event.clear()
+
+
+async def for_ever(step: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> None:
+    """Run a step again and again. What it raises goes to `failed`, and the next is after a pause, which grows until one
+    has gone well.
+    """
+    loop = asyncio.get_running_loop()
+    pauses = pauses_s()
+    while True:
+        started_s = loop.time()
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001 - told, then tried again; the flags in force stay in force
+            failed(error)
+        else:
+            pauses = pauses_s()
+            continue
+        if loop.time() - started_s > LONGEST_PAUSE_S:  # it had worked
+            pauses = pauses_s()
+        await asyncio.sleep(next(pauses))

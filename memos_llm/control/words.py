@@ -46,10 +46,10 @@ def newer(schema: int) -> str:
 
 
 def withdrawn(cut: Cut, scope: str) -> RollbackHeld:
-    return RollbackHeld(
-        provider=cut.command.provider,
-        scope=scope,
-        trigger=cut.command.trigger,
-        why="newer-epoch",
-        detail=f"the flags of {scope} changed after what was judged: the new epoch is judged by itself",
+    why, detail = (
+        "newer-epoch",
+        f"the flags of {scope} changed after what was judged: the new epoch is judged by itself",
     )
+    if cut.stale:
+        why, detail = "too-old", "a process that ended long ago decided it and could not publish it; nobody else has"
+    return RollbackHeld(provider=cut.command.provider, scope=scope, trigger=cut.command.trigger, why=why, detail=detail)

@@ -5,6 +5,7 @@ the record of a rollback. Times are Unix seconds and are passed in.
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Protocol
 
 from msgspec import Struct
@@ -164,10 +165,11 @@ class Shift(Struct, frozen=True, kw_only=True):
         if self.scope == EMBEDDING:
             self._check_embedding(flags)
         for name in dict.fromkeys((self.scope, GLOBAL)):
-            if flags.scope(name).latch is not None:
+            latch = flags.scope(name).latch
+            if latch is not None:
                 raise Refused(
-                    f"{name} is latched after a rollback: no share above 0 until `llmctl rearm"
-                    f"{'' if name == GLOBAL else f' --component {name}'}`"
+                    f"{name} is latched after a rollback (`llmctl incidents {latch.incident}` says why): no share above "
+                    f"0 until `llmctl rearm{'' if name == GLOBAL else f' --component {name}'}`"
                 )
 
     def _check_embedding(self, flags: Flags) -> None:
@@ -304,7 +306,7 @@ class Rearm(Struct, frozen=True, kw_only=True):
             raise Refused("--force needs --reason: the history must say why the hold-down was cut short")
         left_s = scope.latch.holddown_until - now
         if left_s > 0 and not self.force:
-            raise Refused(f"the hold-down of {self.scope} has {left_s:.0f} s left; `--force --reason` overrides it")
+            raise Refused(f"the hold-down of {self.scope} has {_lasting(left_s)} left; `--force --reason` overrides it")
         lifted = replace(_anew(scope, now), latch=None, share_ppm=0, rearmed_at=now)
         return _next(flags, now, {**flags.scopes, self.scope: lifted})
 
@@ -401,3 +403,9 @@ def incident(command: Command, before: Flags, after: Flags, actor: Actor, now: f
 def shares(flags: Flags) -> dict[str, float]:
     """Every scope's own share, 0…1; scopes that follow `*` are left out."""
     return {name: s.share_ppm / PPM for name, s in flags.scopes.items() if s.share_ppm is not None}
+
+
+def _lasting(seconds: float) -> str:
+    """`1686` → `29 min`: rounded up, for it is not over before."""
+    minutes = max(1, ceil(seconds / 60))
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -38,6 +38,7 @@ class AttemptStarted(Event, frozen=True, kw_only=True):
         key: tells requests of one split key from others, in this process only; never shown.
         retry: how often the client's SDK says that it has tried before.
         needs: of the call.
+        serial: of the request in this process; its `request_id` may be another's too, for callers name them.
     """
 
     request_id: str
@@ -52,21 +53,24 @@ class AttemptStarted(Event, frozen=True, kw_only=True):
     key: int = 0
     retry: int = 0
     needs: Feature = Feature.NONE
+    serial: int = 0
 
 
 class ContentBegan(Event, frozen=True, kw_only=True):
-    """The first content of a stream has come; `ttft_s` as in `AttemptEnded`."""
+    """The first content of a stream has come; `ttft_s` as in `AttemptEnded`, `serial` as in `AttemptStarted`."""
 
     request_id: str
     provider: str
     endpoint: str
     ttft_s: float
+    serial: int = 0
 
 
 class AttemptEnded(Event, frozen=True, kw_only=True):
     """One try. `ttft_s` is first content minus the attempt's start, streams only; `tpot_s` as in `RequestEnded`.
 
-    `silent`: the endpoint gave nobody any content since the attempt began; told of a cancelled one only.
+    `silent`: the endpoint gave nobody any content since the attempt began; told of a cancelled one only. `serial` as in
+    `AttemptStarted`.
     """
 
     request_id: str
@@ -80,6 +84,7 @@ class AttemptEnded(Event, frozen=True, kw_only=True):
     ttft_s: float | None = None
     tpot_s: float | None = None
     silent: bool = False
+    serial: int = 0
 
 
 class FellBack(Event, frozen=True, kw_only=True):
@@ -101,6 +106,7 @@ class RequestEnded(Event, frozen=True, kw_only=True):
         wire, needs: of the call. caller: who made it (`Call.caller`).
         route: of a passage, as it may be told; empty for the others.
         ttft_s, tpot_s: streams only; TTFT counts from acceptance, TPOT = (last − first) / (output tokens − 1).
+        serial: as in `AttemptStarted`.
     """
 
     request_id: str
@@ -121,6 +127,7 @@ class RequestEnded(Event, frozen=True, kw_only=True):
     route: str = ""
     caller: str = ""
     needs: Feature = Feature.NONE
+    serial: int = 0
 
 
 class RequestRefused(Event, frozen=True, kw_only=True):

@@ -361,6 +361,8 @@ class StateStore(Protocol):
 
         Raises:
             Refused: the store is of a newer schema, and there was something to add.
+            StoreUnreachable: whether it was added is not known. The same deltas given again, before any others, are
+                added once.
         """
         ...
 

@@ -23,7 +23,7 @@ from memos_llm.core.events import InternalError, RequestRefused, place_of
 from memos_llm.core.flags import EMBEDDING, Flags
 from memos_llm.core.ports import Instance
 from memos_llm.gateway.admin_events import Feed
-from memos_llm.gateway.admin_openapi import Operation, document
+from memos_llm.gateway.admin_openapi import Operation, encoded
 from memos_llm.gateway.asgi import BodyTooLarge, ClientLeft, read_body
 from memos_llm.gateway.principal import Principal, Right, found
 from memos_llm.operate import changes, documents, orders, records, standing
@@ -90,7 +90,7 @@ class _Admin:
         runtime.bus.subscribe("admin.guard", self._guard.on_event, *Heard.KINDS)
         self._feed = Feed(runtime.bus, draining, keys=lambda: runtime.settings.gateway.api_keys)
         self._verbs = {(verb.operation.method, verb.operation.path): verb for verb in self._table()}
-        self._openapi = msgspec.json.encode(document(PREFIX, [verb.operation for verb in self._verbs.values()]))
+        self._openapi = encoded(PREFIX, tuple(verb.operation for verb in self._verbs.values()))
 
     def _table(self) -> list[Verb]:
         read, operate, admin = Right.READ, Right.OPERATE, Right.ADMIN

@@ -1,5 +1,6 @@
 """The admin API's OpenAPI 3.1 document, made from the table of verbs and the structs that they read and give."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,12 @@ class Operation(NamedTuple):
     order: type[Struct]
     gives: type[Struct] | None
     summary: str
+
+
+@functools.cache
+def encoded(prefix: str, operations: tuple[Operation, ...]) -> bytes:
+    """The whole document as JSON; made once for all gateways of a process, since it takes a while."""
+    return msgspec.json.encode(document(prefix, operations))
 
 
 def document(prefix: str, operations: Sequence[Operation]) -> dict[str, Any]:

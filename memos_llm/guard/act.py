@@ -15,7 +15,7 @@ from memos_llm.core.verdicts import HARD, Evaluation, Evidence, ProbeSeen, Sum, 
 from memos_llm.guard.binomial import difference_lower
 from memos_llm.guard.judge import Reading
 from memos_llm.guard.runs import Trip
-from memos_llm.guard.scope import Obstacle, Use, has_share, models_in, obstacle, scope_of, to_latch, together
+from memos_llm.guard.scope import Obstacle, Use, has_share, models_in, narrower, obstacle, scope_of, to_latch, together
 from memos_llm.guard.triggers import SLOW_PART, as_bad, tripped
 from memos_llm.guard.windows import Of, belongs
 
@@ -89,11 +89,27 @@ def act(fired: Sequence[Fired], candidate: str, reading: Reading, flags: Flags, 
     if not left:
         return Act(None, tuple(held))
     uses = _uses(reading, reading.at - LATELY_S, hard=any(one.evaluation.trigger in HARD for one in left))
-    models = models_in(scopes, uses, [one.evaluation.sum for one in left])
+    failing = [one.evaluation.sum for one in left]
+    models = models_in(scopes, uses, failing)
     why = obstacle(models, reading.policy, known.down)
     if why is not None:
-        return Act(None, (*held, _held(left[0].evaluation, scopes[0], why)))
+        held.append(_held(left[0].evaluation, scopes[0], why))
+        scopes = _narrowed(left[0].evaluation, scopes, reading, flags, known)
+        if not scopes:
+            return Act(None, tuple(held))
+        models = models_in(scopes, uses, failing)
     return Act(_rollback(left, scopes, models, candidate, reading, known), tuple(held))
+
+
+def _narrowed(
+    said: Evaluation, scopes: Sequence[str], reading: Reading, flags: Flags, known: Knowledge
+) -> tuple[str, ...]:
+    """Of what the baseline cannot take over as a whole, the components that it can, and in which this happens."""
+    began = min(said.since, reading.at - BEFORE_S)
+    uses = _uses(reading, began, slow=said.trigger in SLOWNESS, hard=said.trigger in HARD)
+    blamed = [use.scope for use in uses if use.failures or said.trigger in OF_ENDPOINTS]
+    found = narrower(scopes, uses, reading.policy, known.down)
+    return tuple(scope for scope in found if scope in blamed and has_share(scope, flags, reading.policy))
 
 
 def _held(said: Evaluation, scope: str, why: Obstacle) -> RollbackHeld:
@@ -140,8 +156,8 @@ def _uses(reading: Reading, since: float, *, slow: bool = False, hard: bool = Fa
     for key in sorted(windows.keys(), key=lambda key: (key.component, key.model, key.scope, key.epoch)):
         if key.provider != reading.policy.candidate or not (hard or reading.current(key)):
             continue
-        n = windows.counted(key.__eq__, min(since, reading.at - LATELY_S), until).n
-        bad = windows.counted(key.__eq__, since, until)
+        n = windows.counted(frozenset((key,)), min(since, reading.at - LATELY_S), until).n
+        bad = windows.counted(frozenset((key,)), since, until)
         if n:
             scope = scope_of(key.component, key.scope)
             found.append(Use(scope, key.component, key.model, n, bad.slow if slow else bad.failures))
@@ -163,16 +179,22 @@ def _well(said: Evaluation, reading: Reading, known: Knowledge) -> frozenset[str
 
 
 def _apart(said: Evaluation, component: str, reading: Reading) -> bool:
-    """Whether a component is surely better off than what fails, since that began: its window alone is slow to see that
-    something begins. Of one that nobody asked meanwhile only its window speaks.
+    """Whether a component is surely better off than what fails, over the same seconds: its window alone is slow to see
+    that something begins. Of one that nobody asked meanwhile only its window speaks.
     """
-    slow = said.trigger in SLOWNESS
-    of = reading.current.of(Sum(provider=said.sum.provider, component=component))
-    counted = reading.windows.counted(of, said.since, reading.at + 1)
-    here = (counted.slow, counted.resolved) if slow else (counted.failures, counted.ended)
-    if not counted.n:
+    here = _since(said, Sum(provider=said.sum.provider, component=component), reading)
+    there = (said.k, said.n) if said.trigger is Trigger.TIMEOUTS else _since(said, said.sum, reading)
+    if here is None or there is None:
         return True
-    return here[1] > 0 and said.n > 0 and difference_lower((said.k, said.n), here, APART) > 0
+    return here[1] > 0 and there[1] > 0 and difference_lower(there, here, APART) > 0
+
+
+def _since(said: Evaluation, sum: Sum, reading: Reading) -> tuple[int, int] | None:
+    """The bad ones of a sum and all that are known, since that began; None where there was no request."""
+    counted = reading.windows.counted(reading.current.of(sum), said.since, reading.at + 1)
+    if not counted.n:
+        return None
+    return (counted.slow, counted.resolved) if said.trigger in SLOWNESS else (counted.failures, counted.ended)
 
 
 def _unfit(said: Evaluation, reading: Reading) -> str:
@@ -182,7 +204,8 @@ def _unfit(said: Evaluation, reading: Reading) -> str:
     limit = SLOW_PART if slow else limits.error_rate
     if limit is None or said.trigger is Trigger.HEALTH:
         return ""
-    for since in (said.since, said.since - BEFORE_S):
+    began = max(said.since, reading.at - limits.window_s)  # of what goes on for longer only that says how it is now
+    for since in (began, began - BEFORE_S):
         bad = _bad(said, since, reading, slow=slow)
         here = _bad(said, since, reading, slow=slow, provider=reading.policy.baseline)
         if since == said.since and said.n and said.trigger is not Trigger.BREAKER_OPEN:
@@ -233,7 +256,8 @@ def _evidence(
     first, at = fired[0], reading.at
     said, policy = first.evaluation, reading.policy
     limits: Limits = policy.guard.limits(said.sum)
-    since = min(said.since, at - limits.window_s)
+    hard = said.trigger in HARD  # which goes on over epochs: what it counted may be of the one before
+    since = min(said.since, at - (BEFORE_S if hard else limits.window_s))
     arms = [Sum(provider=name, component=said.sum.component, model=said.sum.model) for name in _arms(reading)]
     also = dict.fromkeys(one.evaluation.trigger.value for one in fired if one.evaluation.trigger is not said.trigger)
     return Evidence(
@@ -248,7 +272,9 @@ def _evidence(
         estimate=said.estimate,
         low=said.low,
         high=said.high,
-        windows=tuple(reading.windows.arm(arm, _of(arm), since, at + 1) for arm in arms),
+        windows=tuple(
+            reading.windows.arm(arm, _of(arm) if hard else reading.current.of(arm), since, at + 1) for arm in arms
+        ),
         probes=tuple(probe for probe in known.probes if probe.provider in _arms(reading)),
         models=models,
         versions={f"{seen.provider} {seen.endpoint}": seen.version for seen in known.probes if seen.version},

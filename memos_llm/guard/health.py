@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memos_llm.core.catalogue import canonical
 from memos_llm.core.events import BreakerChanged, ProbeEnded
 from memos_llm.core.ports import Instance
 from memos_llm.core.verdicts import Evaluation, ProbeSeen, Sum, Trigger, Verdict
@@ -44,6 +45,7 @@ class Health:
         self._changes: dict[Place, deque[tuple[float, bool]]] = {}
         self._heard: dict[Place, int] = {}
         self._broken: dict[Place, str] = {}  # the breakers that are not closed
+        self._models: dict[Place, frozenset[str]] = {}  # that it served when it was asked last
 
     @property
     def probes(self) -> int:
@@ -68,6 +70,8 @@ class Health:
             version=version,
             at=at,
         )
+        if event.models is not None:
+            self._models[place] = frozenset(map(canonical, event.models))
         if event.failure:
             self._streaks[place] = self._streaks.get(place, 0) + 1
             self._ill_since.setdefault(place, now)
@@ -89,7 +93,15 @@ class Health:
     def keep(self, places: Collection[Place]) -> None:
         """Forget every endpoint but these."""
         known: dict[Place, Any]
-        for known in (self._streaks, self._ill_since, self._seen, self._changes, self._heard, self._broken):
+        for known in (
+            self._streaks,
+            self._ill_since,
+            self._seen,
+            self._changes,
+            self._heard,
+            self._broken,
+            self._models,
+        ):
             for gone in [place for place in known if place not in places]:
                 known.pop(gone)
 
@@ -110,14 +122,20 @@ class Health:
         """The shortest of their streaks: how far they all are."""
         return min((self._streaks.get((provider, endpoint), 0) for endpoint in endpoints), default=0)
 
-    def doubt(self, provider: str, endpoints: Collection[str]) -> str:
-        """Why none of these endpoints may be trusted: of each the last probe failed, or the breaker is not closed (one
-        that is half open has yet to be tried). Empty where one may, and without endpoints.
+    def doubt(self, provider: str, endpoints: Iterable[str], model: str) -> str:
+        """Why none of these endpoints may be trusted with one of its own model names. Empty where one may, and without
+        endpoints.
         """
-        if all((provider, each) in self._streaks or (provider, each) in self._broken for each in endpoints):
-            failed = [each for each in endpoints if (provider, each) in self._streaks]
-            return "its probes fail" if failed else "its breaker has opened" if endpoints else ""
-        return ""
+        found = [self._doubt((provider, each), canonical(model)) for each in endpoints]
+        return found[0] if found and all(found) else ""
+
+    def _doubt(self, place: Place, model: str) -> str:
+        """One failed probe is enough, and a breaker that is half open has yet to be tried."""
+        if place in self._streaks:
+            return "its last probe failed"
+        if place in self._broken:
+            return "its breaker has opened"
+        return "" if model in self._models.get(place, (model,)) else "it has not got the model"
 
     def ill_since(self, provider: str, endpoints: Iterable[str], now: float) -> float:
         """When the last of them began to fail."""

@@ -14,6 +14,10 @@ OVERRIDE, PASSTHROUGH, DIVERTED = Reason.OVERRIDE, Reason.PASSTHROUGH, Reason.DI
 NO_NEEDS, PASSAGE = Feature.NONE, Operation.PASSTHROUGH
 
 
+Named = tuple[str, int]
+"""A request's id, which callers may give to several at once, and its serial number."""
+
+
 class Second:
     """One second of starts: which request stands for a split key's failures in it, by provider and key. Lives as long
     as one of its requests is in flight.
@@ -39,7 +43,7 @@ class Open(Struct):
         muted: its latency is not counted. void: it is no request at all.
     """
 
-    id: str
+    named: Named
     lane: Lane
     row: Row
     second: Second | None
@@ -61,6 +65,10 @@ class Open(Struct):
     failure: Kind | None = None
     muted: bool = False
     void: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.named[0]
 
 
 def uncounted(event: AttemptStarted) -> bool:

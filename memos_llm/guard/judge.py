@@ -5,13 +5,13 @@ A stretch is the last `window_s`, of the epoch in force; where it holds fewer re
 further back, never into another epoch. Only the candidate's verdicts are acted upon; the others are shown.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from memos_llm.core.events import GuardSaid
-from memos_llm.core.flags import Flags
+from memos_llm.core.flags import GLOBAL, Flags
 from memos_llm.core.policy import Limits, Policy
-from memos_llm.core.verdicts import Evaluation, Sum, Trigger, Verdict
+from memos_llm.core.verdicts import ArmWindow, Evaluation, Sum, Trigger, Verdict
 from memos_llm.core.windows import KEEP_COARSE_S, WindowKey
 from memos_llm.guard.runs import Runs
 from memos_llm.guard.sequences import LATENCY_LOOKS, LATENCY_TRIP
@@ -35,7 +35,7 @@ class Current:
             known = self._known[key] = current(self._flags, key)
         return known
 
-    def of(self, sum: Sum) -> Of:
+    def of(self, sum: Sum) -> Callable[[WindowKey], bool]:
         return lambda key: belongs(sum, key) and self(key)
 
 
@@ -47,9 +47,9 @@ class Reading(NamedTuple):
     current: Current
     at: float
 
-    def since(self, sum: Sum, limits: Limits) -> float:
-        """When the stretch begins that a sum is judged over."""
-        of, reach_s = self.current.of(sum), float(limits.window_s)
+    def since(self, of: Of, limits: Limits) -> float:
+        """When the stretch begins that a sum is judged over. `of`: whose requests it is, of the epochs in force."""
+        reach_s = float(limits.window_s)
         while reach_s < KEEP_COARSE_S:
             if self.windows.counted(of, self.at - reach_s, self.at + 1).n >= limits.min_requests:
                 break
@@ -66,43 +66,69 @@ class Reading(NamedTuple):
             reach_s = min(2 * reach_s, KEEP_COARSE_S)
         return self.at - reach_s
 
-    def sums(self) -> list[Sum]:
-        """Everything that is judged, the wider first; of the candidate and the baseline also what had no request."""
+    def sums(self) -> dict[Sum, frozenset[WindowKey]]:
+        """Everything that is judged, the wider first, and whose requests they are; of the candidate and the baseline
+        also what had no request.
+        """
         arms = (self.policy.candidate, self.policy.baseline)
-        found = dict.fromkeys(Sum(provider=provider) for provider in arms if provider)
+        found: dict[Sum, set[WindowKey]] = {Sum(provider=provider): set() for provider in arms if provider}
         keys = sorted(filter(self.current, self.windows.keys()), key=lambda key: (key.component, key.model))
         for key in keys:
-            found[Sum(provider=key.provider)] = None
+            found.setdefault(Sum(provider=key.provider), set()).add(key)
         for key in keys:
-            found[Sum(provider=key.provider, component=key.component)] = None
-            found[Sum(provider=key.provider, model=key.model)] = None
-        return list(found)[:MOST_SUMS]
+            if key.component != GLOBAL:  # which stands for too many to tell apart
+                found.setdefault(Sum(provider=key.provider, component=key.component), set()).add(key)
+            found.setdefault(Sum(provider=key.provider, model=key.model), set()).add(key)
+        return {sum: frozenset(found[sum]) for sum in list(found)[:MOST_SUMS]}
 
 
 def read(windows: Windows, policy: Policy, flags: Flags, at: float) -> Reading:
     return Reading(windows, policy, Current(flags), at)
 
 
+class Saying:
+    """Every sum of the epochs in force, each by every rule that is not switched off: one sum at each step.
+
+    Attributes:
+        said: once all steps are done.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._judged: dict[Sum, tuple[list[Evaluation], ArmWindow]] = {}
+        self._sums = reading.sums()
+
+    def __iter__(self) -> Iterator[None]:
+        for sum in reversed(self._sums):  # the wider ones add up what the narrower ones have found
+            self._judged[sum] = _judged(self._reading, sum, self._sums[sum])
+            yield
+
+    @property
+    def said(self) -> GuardSaid:
+        judged = [self._judged[sum] for sum in self._sums]
+        evaluations = tuple(one for some, _ in judged for one in some)
+        return GuardSaid(at=self._reading.at, evaluations=evaluations, windows=tuple(window for _, window in judged))
+
+
 def say(reading: Reading) -> GuardSaid:
-    """Every sum of the epochs in force, each by every rule that is not switched off."""
-    evaluations: list[Evaluation] = []
-    windows = []
-    for sum in reading.sums():
-        limits = reading.policy.guard.limits(sum)
-        since = reading.since(sum, limits)
-        evaluations.extend(_judged(reading, sum, limits, since))
-        windows.append(reading.windows.arm(sum, reading.current.of(sum), since, reading.at + 1))
-    return GuardSaid(at=reading.at, evaluations=tuple(evaluations), windows=tuple(windows))
+    """All of it at once."""
+    saying = Saying(reading)
+    for _ in saying:
+        pass
+    return saying.said
 
 
-def _judged(reading: Reading, sum: Sum, limits: Limits, since: float) -> Iterator[Evaluation]:
-    of, windows, until = reading.current.of(sum), reading.windows, reading.at + 1
+def _judged(reading: Reading, sum: Sum, of: Of) -> tuple[list[Evaluation], ArmWindow]:
+    windows, until, found = reading.windows, reading.at + 1, []
+    limits = reading.policy.guard.limits(sum)
+    since = reading.since(of, limits)
     counted = windows.counted(of, since, until)
     if limits.error_rate is not None:
-        yield error_rate(sum, limits, counted, since)
+        found.append(error_rate(sum, limits, counted, since))
     if limits.latency_p95_s is not None:
         blocks = windows.blocks(of, since, until, max(1, limits.window_s // BLOCKS))
-        yield latency(sum, limits, counted, blocks, since)
+        found.append(latency(sum, limits, counted, blocks, since))
+    return found, windows.arm(sum, of, since, until)
 
 
 def of_runs(runs: Iterable[Runs], at: float) -> list[Evaluation]:

@@ -7,7 +7,7 @@ key that was not seen before is added.
 from collections.abc import Callable, Iterable
 from math import inf
 
-from memos_llm.core.flags import Flags
+from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags
 from memos_llm.core.inventory import OTHER
 from memos_llm.core.policy import Policy, Signal
 from memos_llm.core.verdicts import Sum
@@ -15,7 +15,7 @@ from memos_llm.core.windows import Field, WindowDelta, WindowKey, bucket
 from memos_llm.guard.runs import MOST_IDS, Runs
 from memos_llm.guard.windows import current
 
-MOST_LANES = 500  # beyond it components and models are counted as `OTHER`, the provider as ever
+MOST_LANES = 500  # beyond it models are counted as `OTHER`, components as what follows `*`, the provider as ever
 
 FIELDS = [field.value for field in Field]
 Place = tuple[str, int, str, str, str]
@@ -112,12 +112,17 @@ class Lanes:
         """The lane of a place that was not there."""
         self.look()
         scope, epoch, provider, model, component = place
-        if len(self._lanes) >= MOST_LANES:
-            model = component = OTHER
-            place = scope, epoch, provider, model, component
-            if place in self._lanes:
-                return self._lanes[place]
-        return self._lanes.setdefault(place, self._made(place))
+        crowded = len(self._lanes) >= MOST_LANES
+        if crowded or not self._is_known(provider, model):
+            model = OTHER
+        if crowded and scope in (GLOBAL, EMBEDDING):  # another scope has but one component
+            component = GLOBAL
+        place = scope, epoch, provider, model, component
+        return self._lanes.get(place) or self._lanes.setdefault(place, self._made(place))
+
+    def _is_known(self, provider: str, model: str) -> bool:
+        """Callers may ask for models of any name, and then never the candidate."""
+        return provider == self._policy.candidate or self._policy.catalogue.resolve(model) is not None
 
     def look(self) -> None:
         """Take over what changed in policy and flags."""
@@ -126,18 +131,21 @@ class Lanes:
             self._policy = policy
             self._hold_to_limits()
         if flags is not self._flags:
-            if flags.rearmed_at > self._flags.rearmed_at:
-                for runs in self._runs.values():
-                    runs.forgive()
-            self._flags = flags
-            for place, lane in list(self._lanes.items()):
-                if not current(flags, lane.key):
-                    self._over(lane)
-                    del self._lanes[place]
-            if len(self._runs) > MOST_LANES:
-                fed = {id(runs) for lane in self._lanes.values() for runs in lane.feeds}
-                for of in [of for of, runs in self._runs.items() if runs.at_rest and id(runs) not in fed]:
-                    del self._runs[of]
+            self._follow(flags)
+
+    def _follow(self, flags: Flags) -> None:
+        if flags.rearmed_at > self._flags.rearmed_at:
+            for runs in self._runs.values():
+                runs.forgive()
+        self._flags = flags
+        for place, lane in list(self._lanes.items()):
+            if not current(flags, lane.key):
+                self._over(lane)
+                del self._lanes[place]
+        if len(self._runs) > MOST_LANES:
+            fed = {id(runs) for lane in self._lanes.values() for runs in lane.feeds}
+            for of in [of for of, runs in self._runs.items() if runs.at_rest and id(runs) not in fed]:
+                del self._runs[of]
 
     def judge_second(self, now: float) -> None:
         """Hand what became known since the last one to the runs."""
@@ -183,7 +191,7 @@ class Lanes:
         if key.provider != self._policy.candidate:
             return ()
         sums = [Sum(provider=key.provider)]
-        if key.component != OTHER:
+        if key.component != GLOBAL:
             sums.append(Sum(provider=key.provider, component=key.component))
         if key.model != OTHER:
             sums.append(Sum(provider=key.provider, model=key.model))

@@ -26,7 +26,7 @@ from memos_llm.core.policy import Policy, Signal
 from memos_llm.core.ports import Clock
 from memos_llm.core.windows import WindowDelta, failed
 from memos_llm.guard.deltas import Deltas
-from memos_llm.guard.inflight import Open, Second, uncounted
+from memos_llm.guard.inflight import Named, Open, Second, uncounted
 from memos_llm.guard.lanes import Lane, Lanes, Row
 from memos_llm.guard.runs import Runs, Trip
 from memos_llm.guard.sequences import WAITS_S
@@ -60,8 +60,8 @@ class Recorder:
     ) -> None:
         self._clock, self._wall = clock, wall
         self._lanes = Lanes(policy, flags)
-        self._open: dict[str, Open] = {}
-        self._over: deque[tuple[float, str]] = deque()  # requests that are, while an attempt's end is not told
+        self._open: dict[Named, Open] = {}
+        self._over: deque[tuple[float, Named]] = deque()  # requests that are, while an attempt's end is not told
         self._dirty: list[Row] = []
         self._kept = Deltas()
         self._lagging = False
@@ -135,8 +135,8 @@ class Recorder:
     # On the request's way.
 
     def _started(self, event: AttemptStarted) -> None:
-        decision, request_id = event.decision, event.request_id
-        if request_id in self._open or event.provider != decision.targets[0].provider:
+        decision, named = event.decision, (event.request_id, event.serial)
+        if named in self._open or event.provider != decision.targets[0].provider:
             self._went_on(event)
             return
         if uncounted(event):
@@ -155,8 +155,8 @@ class Recorder:
         row.t += times
         if not row.dirty:
             self._touch(row)
-        one = Open(request_id, lane, row, second, now, now, event.key, event.retry, times, times)
-        self._open[request_id] = one
+        one = Open(named, lane, row, second, now, now, event.key, event.retry, times, times)
+        self._open[named] = one
         if self._uneasy:
             self._charge(one)
         if len(self._open) > MOST_OPEN:
@@ -175,7 +175,7 @@ class Recorder:
 
     def _went_on(self, event: AttemptStarted) -> None:
         """Another attempt of a request that is known, or one that is none of its assigned provider's."""
-        one = self._open.get(event.request_id)
+        one = self._open.get((event.request_id, event.serial))
         if one is None:
             return
         if event.provider == one.lane.key.provider:
@@ -193,7 +193,7 @@ class Recorder:
             self._touch(one.row)
 
     def _content(self, event: ContentBegan) -> None:
-        one = self._open.get(event.request_id)
+        one = self._open.get((event.request_id, event.serial))
         if one is None or event.provider != one.lane.key.provider:
             return
         one.content = True
@@ -202,7 +202,7 @@ class Recorder:
             self._measured(one, one.began_at - one.started_at + event.ttft_s)
 
     def _attempt_ended(self, event: AttemptEnded) -> None:
-        one = self._open.get(event.request_id)
+        one = self._open.get((event.request_id, event.serial))
         if one is None or event.provider != one.lane.key.provider:
             return
         kind, waited_s = event.outcome.kind, one.began_at - one.started_at + event.duration_s
@@ -244,7 +244,7 @@ class Recorder:
         if self._uneasy:
             self._tell_content(one)
         one.second = None
-        del self._open[one.id]
+        del self._open[one.named]
 
     def _tell_content(self, one: Open) -> None:
         if self._uneasy:  # a streak can only be ended
@@ -252,14 +252,14 @@ class Recorder:
                 runs.content()
 
     def _request_ended(self, event: RequestEnded) -> None:
-        one = self._open.get(event.request_id)
+        one = self._open.get((event.request_id, event.serial))
         if one is None:
             return
         if one.told:
             self._close(one)
         else:
             one.running, one.over = False, True
-            self._over.append((self._clock(), one.id))
+            self._over.append((self._clock(), one.named))
 
     # What is known of one request.
 
@@ -340,7 +340,7 @@ class Recorder:
         self._uneasy = True
         place = one.lane.key.provider, one.key
         other = one.second.failures.get(place) if one.key else None
-        if other is not None and (other.started_at, other.id) <= (one.started_at, one.id):
+        if other is not None and (other.started_at, other.named) <= (one.started_at, one.named):
             self._void(one)
             return
         if one.key:
@@ -391,11 +391,11 @@ class Recorder:
         if one.timed and one.slow is None:
             self._write(one, False, None, None)
         one.second = None  # what stands for a key's failures there does not keep it alive
-        self._open.pop(one.id, None)
+        self._open.pop(one.named, None)
 
-    def _give_up(self, request_id: str) -> None:
+    def _give_up(self, named: Named) -> None:
         """Nothing more will be heard of it: unless something is known, it is no request."""
-        one = self._open.get(request_id)
+        one = self._open.get(named)
         if one is None:
             return
         if one.slow is None and not one.ended:

@@ -87,6 +87,15 @@ def models_in(scopes: Collection[str], uses: Iterable[Use], failing: Iterable[Su
     return tuple(dict.fromkeys(used or [sum.model for sum in failing if sum.model]))
 
 
+def narrower(
+    scopes: Collection[str], uses: Collection[Use], policy: Policy, down: Callable[[str], str]
+) -> tuple[str, ...]:
+    """The components among them that the baseline can take over, where it cannot take over all."""
+    asked = dict.fromkeys(use.scope for use in sorted(uses))
+    parts = [scope for scope in asked if scope in scopes or (GLOBAL in scopes and scope != EMBEDDING)]
+    return tuple(scope for scope in parts if obstacle(models_in((scope,), uses, ()), policy, down) is None)
+
+
 class Obstacle(NamedTuple):
     """Why nothing is rolled back: as in `RollbackHeld`."""
 

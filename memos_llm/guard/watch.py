@@ -2,7 +2,7 @@
 
 Every `TICK_S` what happened in this process is looked at: runs that tripped act at once. About every second, with a
 phase of its own, what was counted goes to the store, what all the others counted comes back, and every rule is judged
-over it: whoever flushes evaluates. While the store is away this process goes on with what it saw itself.
+over it: whoever flushes evaluates. While the store is away, or hangs, this process goes on with what it saw itself.
 
 Nothing here is on a request's path, and nothing that goes wrong here reaches one: it is told as an internal error of
 the part `guard`.
@@ -14,6 +14,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+
+from msgspec.structs import replace
 
 from memos_llm.core.errors import Refused, StoreUnreachable
 from memos_llm.core.events import (
@@ -32,9 +34,10 @@ from memos_llm.core.flags import GLOBAL, Flags
 from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Instance, LiveFlags, Routes, StateStore, Transport
 from memos_llm.core.verdicts import HARD, Evaluation, Sum
+from memos_llm.core.windows import WindowDelta
 from memos_llm.guard.act import Fired, Knowledge, act, from_run
 from memos_llm.guard.health import Health, judge_breakers, judge_probes
-from memos_llm.guard.judge import Reading, failing, of_runs, read, say
+from memos_llm.guard.judge import Reading, Saying, failing, of_runs, read
 from memos_llm.guard.recorder import Recorder
 from memos_llm.guard.scope import has_share
 from memos_llm.guard.windows import Windows
@@ -46,6 +49,8 @@ LATE_S = 0.25  # of the event loop: what is measured then says nothing of a prov
 BLIND_S = 5.0  # how long that is held against it
 PRUNE_S = 60.0
 KEEP_EPOCHS = 2  # that are over: what is wrong may have outlived them
+STORE_S = 1.0  # that an answer of the store is waited for before what is known here is judged
+SLICE_S = 0.005  # of judging, then others have their turn
 CLOSE_S = 3.0  # for the last flush
 QUIET_S = 30.0  # what was held is told again once it was not so for that long
 MOST_HELD = 100
@@ -82,6 +87,8 @@ class Guard:
         self._recorder = Recorder(self._policy, live.current, clock, wall)
         self.said: GuardSaid | None = None
         self._others: Sequence[Instance] = ()
+        self._asking: asyncio.Task[None] | None = None  # what the store has not answered yet
+        self._given: Sequence[WindowDelta] = ()  # to `merge`, and it may have them: they are given again as they are
         self._held: OrderedDict[tuple[object, ...], float] = OrderedDict()
         self._blind = GuardBlind(what="")
         self._born = clock()
@@ -112,6 +119,9 @@ class Guard:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         for unsubscribe in self._off:
             unsubscribe()
 
@@ -136,10 +146,8 @@ class Guard:
     async def flush(self) -> None:
         """Bring what was counted to the store, learn what all have counted, judge, act."""
         self._drain()
-        with contextlib.suppress(StoreUnreachable):  # whoever follows the flags tells of it
-            await self._merge()
-        self._others = await self._ask_others()
-        self._judge()
+        await self._exchange()
+        await self._judge()
         if self._clock() - self._pruned_at > PRUNE_S:
             self._pruned_at = self._clock()
             flags = self._live.current()
@@ -205,38 +213,68 @@ class Guard:
         for delta in self._recorder.drain():
             self._windows.add(delta)
 
-    async def _merge(self) -> None:
-        owed, asked_at = self._windows.owed(), self._clock()
-        try:
-            merged = await self._store.merge(owed, self._windows.cursor)
-        except Refused:  # of a newer schema: nothing may be added, and what others count is seen
-            owed = []
-            merged = await self._store.merge(owed, self._windows.cursor)
-        self._recorder.at_store(merged.at - (asked_at + self._clock()) / 2)
-        self._windows.learn(merged, owed)
+    async def _exchange(self) -> None:
+        """Ask the store, and wait for it as long as judging can wait. While it hangs it is asked nothing more."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_store(), name="memos_llm guard store")
+        await asyncio.wait((self._asking,), timeout=STORE_S)
+        if self._asking.done():
+            self._asking = None
+        else:
+            self._others = ()
 
-    async def _ask_others(self) -> Sequence[Instance]:
-        """What the others' probes say, where that matters; nobody, while the store is away."""
-        if not self._dead():
-            return ()
+    async def _ask_store(self) -> None:
+        for step in (self._merge, self._ask_others):
+            try:
+                await step()
+            except StoreUnreachable:  # whoever follows the flags tells of it
+                continue
+            except Exception as error:  # noqa: BLE001 - told; what this process saw itself is judged all the same
+                self._fault(error)
+
+    async def _merge(self) -> None:
+        if not self._given:
+            self._given = self._windows.owed()
+        brought, asked_at = self._given, self._clock()
         try:
-            return [one for one in await self._store.instances() if one.id != self._instance]
-        except StoreUnreachable:
-            return ()
+            merged = await self._store.merge(brought, self._windows.cursor)
+        except Refused:  # of a newer schema: nothing may be added, and what others count is seen
+            brought = ()
+            merged = await self._store.merge(brought, self._windows.cursor)
+        self._recorder.at_store(merged.at - (asked_at + self._clock()) / 2)
+        self._windows.learn(merged, brought)
+        self._given = ()
+
+    async def _ask_others(self) -> None:
+        """What the others' probes say, where that matters; nobody, while the store is away."""
+        self._others = ()
+        if self._dead():
+            self._others = [one for one in await self._store.instances() if one.id != self._instance]
 
     # Judging
 
-    def _judge(self) -> None:
+    async def _judge(self) -> None:
+        flags = self._live.current()
+        reading = read(self._windows, self._policy(), flags, self._at())
+        said = await self._say(reading)
         policy, transports = self._routes()
-        reading = read(self._windows, policy, self._live.current(), self._at())
-        said = say(reading)
         more = (*of_runs(self._recorder.runs, reading.at), *self._of_endpoints(policy, transports, reading.at))
         self.said = GuardSaid(at=said.at, evaluations=said.evaluations + more, windows=said.windows)
         self._bus.emit(self.said)
         if policy.candidate is not None:
-            firing = failing(self.said, policy.candidate)
+            known = self.said if self._live.current() is flags else replace(self.said, evaluations=more)  # or too late
+            firing = failing(known, policy.candidate)
             self._act([Fired(one, reading.at, _epochs(one, reading)) for one in firing])
         self._tell_blindness(reading)
+
+    async def _say(self, reading: Reading) -> GuardSaid:
+        """Sum by sum; where they are many the requests have their turns in between."""
+        saying, began = Saying(reading), time.monotonic()
+        for _ in saying:
+            if time.monotonic() - began > SLICE_S:
+                await asyncio.sleep(SLICE_S)
+                began = time.monotonic()
+        return saying.said
 
     def _of_endpoints(self, policy: Policy, transports: Mapping[str, Transport], at: float) -> list[Evaluation]:
         candidate = policy.candidate
@@ -286,7 +324,8 @@ class Guard:
             transport = transports.get(policy.baseline)
             if transport is None:
                 return "it is switched off"
-            return self._health.doubt(policy.baseline, transport.serving(model)) or transport.offer(model).refused or ""
+            doubt = self._health.doubt(policy.baseline, transport.serving(model), model)
+            return doubt or transport.offer(model).refused or ""
 
         candidate = policy.candidate or ""
         return Knowledge(

@@ -6,7 +6,7 @@ What is asked twice between two changes is added up once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import ceil, floor
+from math import ceil, floor, inf
 
 from memos_llm.core.flags import EMBEDDING, Flags
 from memos_llm.core.outcome import Kind
@@ -29,8 +29,8 @@ from memos_llm.core.windows import (
 from memos_llm.guard.deltas import Deltas, added, minute
 from memos_llm.guard.triggers import Counted
 
-Of = Callable[[WindowKey], bool]
-"""Which keys' requests are meant."""
+Of = Callable[[WindowKey], bool] | frozenset[WindowKey]
+"""Which keys' requests are meant: these, or those that it says yes to."""
 
 FIELDS = STARTED, ENDED, FAILED, TIMED, RESOLVED, SLOW = tuple(field.value for field in Field)  # as `Counted` has them
 KINDS = {failed(kind): kind.value for kind in Kind}
@@ -66,6 +66,7 @@ class Windows:
         self._owed = Deltas()
         self._own: dict[WindowKey, dict[int, Counts]] | None = None  # the owed, by key and start
         self._fine_from = 0
+        self._told_at = -inf
         self._summed: dict[tuple[WindowKey, int, int], Counts] = {}  # by first second, and the one after the last
         self._blocks: dict[tuple[WindowKey, int, int, int], list[tuple[int, int, int]]] = {}
 
@@ -89,17 +90,19 @@ class Windows:
 
     def learn(self, merged: Merged, brought: Sequence[WindowDelta] = ()) -> None:
         """What the store told when it was given `brought`."""
-        if merged.whole:
+        went_back = merged.at < self._told_at - COARSE_S  # the store's clock was wrong, or is: what is old is told anew
+        if merged.whole or went_back:
             self._rows.clear()
             self._fine_from = 0  # by another store's clock, maybe
         for row in merged.rows:
             self._learn_row(row)
-        self.cursor = merged.cursor
+        self.cursor = 0 if went_back and not merged.whole else merged.cursor
+        self._told_at = merged.at
         self._owed.subtract(brought)
         self._changed()
         self._move_border(merged.at)
 
-    def prune(self, now: float, keeps: Of) -> None:
+    def prune(self, now: float, keeps: Callable[[WindowKey], bool]) -> None:
         """Forget what is too old, and the keys that are not kept (those of epochs that are over, with nothing in
         flight). Of a key that comes again all that the store tells is learnt again.
         """
@@ -191,7 +194,9 @@ class Windows:
                 starts[start] = added(dict(starts[start]), counts) if start in starts else counts
         return self._own
 
-    def _asked(self, of: Of) -> list[WindowKey]:
+    def _asked(self, of: Of) -> Iterable[WindowKey]:
+        if isinstance(of, frozenset):
+            return of
         return [key for key in self._rows.keys() | self._overlay().keys() if of(key)]
 
     def _blocks_of(self, key: WindowKey, start: int, end: int, block_s: int) -> list[tuple[int, int, int]]:

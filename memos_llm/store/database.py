@@ -50,6 +50,11 @@ LATER: Mapping[str, str] = {
 opened. No older table is changed: processes of before go on writing to them.
 """
 
+BRIEF_S = 0.25
+"""How long a call waits for a lock that another has waited for in vain: jobs that queue up behind each other would
+together wait for minutes.
+"""
+
 DAMAGED = (
     "the file is damaged or is no SQLite database: stop all that use it, move it away with its -wal and -shm files, "
     "and restore a backup"
@@ -87,13 +92,14 @@ class Database:
     """One file.
 
     Args:
-        busy_s: how long a call waits for another process's lock.
+        busy_s: how long a call waits for another process's lock; once that was in vain, the next ones only `BRIEF_S`,
+            until something is written again.
         clock: the host's wall clock (Unix seconds); it dates heartbeats.
     """
 
     def __init__(self, path: Path, *, busy_s: float, clock: Clock) -> None:
         self._path = path
-        self._busy_s = busy_s
+        self._busy_s = self._patience_s = busy_s
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
@@ -239,6 +245,9 @@ class Database:
                     db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
+            if self._patience_s != self._busy_s:
+                self._patience_s = self._busy_s
+                db.execute(f"PRAGMA busy_timeout = {round(self._busy_s * 1000)}")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -246,6 +255,8 @@ class Database:
             yield self._open()
         except (sqlite3.Error, OSError) as error:
             self.close()
+            if _code(error) == sqlite3.SQLITE_BUSY:
+                self._patience_s = min(BRIEF_S, self._busy_s)
             raise unreachable(error, self._path, self._schema) from error
 
     def _open(self) -> sqlite3.Connection:
@@ -253,10 +264,10 @@ class Database:
             return self._connection
         self.close()  # none yet, or the file was replaced under us
         files.prepare(self._path)
-        connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None)
+        connection = sqlite3.connect(self._path, timeout=self._patience_s, isolation_level=None)
         try:
             _check_ours(connection, self._path)
-            _use_wal(connection, self._busy_s)
+            _use_wal(connection, self._patience_s)
             _create(connection)
             self._schema = _pragma(connection, "user_version")
         except BaseException:  # raised again: a half-opened connection is of no use
@@ -271,12 +282,17 @@ def unreachable(error: sqlite3.Error | OSError, path: Path, schema: int = SCHEMA
     if isinstance(error, OSError):
         fix, name = OS_FIXES.get(error.errno, "the system refuses"), error.strerror or type(error).__name__
         return StoreUnreachable(f"the store {path} cannot be used: {fix} ({name})")
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary result code
+    code = _code(error)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     if code == sqlite3.SQLITE_ERROR and schema > SCHEMA:  # a table or column that is no longer there
         return StoreUnreachable(f"the store {path} cannot be read: {documents.newer(schema)}")
     fix = FIXES.get(code, "an unexpected error of SQLite")
     return StoreUnreachable(f"the store {path} cannot be used: {fix} ({name})")
+
+
+def _code(error: Exception) -> int:
+    """The primary result code, which is the low byte; 0 for other errors."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _instance(row: tuple[Any, ...]) -> Instance:

@@ -72,6 +72,7 @@ class RedisStore:
         self._client = Client(place, limit_s=limit_s)
         self._watchers = Watchers(self._client, self._stored, f"{place.prefix}changed", poll_s)
         self._closed = False
+        self._unanswered = (0, b"")  # the last merge's name and what it adds, while it is not known to have happened
 
     async def load(self) -> Flags | None:
         await self._ready()
@@ -115,10 +116,17 @@ class RedisStore:
         _check(await self._run(scripts.NOTE, incident, documents.encode(evidence), MOST_EVIDENCE))
 
     async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
-        """One script, and one more for each `PAGE` rows beyond the first: those tell them as they are by then."""
-        name = random.getrandbits(62) + 1
+        """One script, and one more for each `PAGE` rows beyond the first: those tell them as they are by then. What was
+        given and not answered for is known by its name when it is given again.
+        """
+        adding = _added(deltas)
+        name, unanswered = self._unanswered
+        if not name or adding != unanswered:
+            name = random.getrandbits(62) + 1
+        if adding:
+            self._unanswered = name, adding
         bounds = (rows.MAX_KEYS, rows.CROWDED, PAGE, REMEMBERED, DROPPED)
-        answer = await self._run(scripts.MERGE, KEEP_FINE_S, KEEP_COARSE_S, name, cursor, _added(deltas), *bounds)
+        answer = await self._run(scripts.MERGE, KEEP_FINE_S, KEEP_COARSE_S, name, cursor, adding, *bounds)
         _check(answer)
         _, now, latest, extent, first, left = answer
         told = [_window_rows(first)]
@@ -127,6 +135,8 @@ class RedisStore:
             page = b" ".join(pages[begin : begin + PAGE])
             told.append(_window_rows(await self._run(scripts.ROWS, KEEP_FINE_S, KEEP_COARSE_S, page)))
         found = tuple(row for page in told for row in page)
+        if adding:
+            self._unanswered = 0, b""
         return Merged(at=float(now), cursor=int(latest), rows=found, whole=extent == b"whole")
 
     async def claim(self, by: str, lease_s: float) -> Incident | None:

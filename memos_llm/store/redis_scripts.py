@@ -218,7 +218,7 @@ local function drop()
   end
 end
 
-if ARGV[8] ~= '' then
+if ARGV[8] ~= '' and not call('ZSCORE', key('windows:merges'), ARGV[6]) then
   if newer then return {'newer', schema} end
   local merge = call('HINCRBY', key('windows'), 'merges', 1)
   for _, one in ipairs(cjson.decode(ARGV[8])) do

@@ -85,7 +85,10 @@ def _breaker(event: BreakerChanged) -> Line:
 
 def _probe(event: ProbeEnded) -> Line:
     level: Level = "info" if event.up else "warning"
-    return level, "provider", {"provider": event.provider, "endpoint": event.endpoint, "up": event.up}
+    fields: dict[str, Any] = {"provider": event.provider, "endpoint": event.endpoint, "up": event.up}
+    if event.failure:
+        fields["failure"] = event.failure
+    return level, "provider", fields
 
 
 def _store(event: StoreState) -> Line:

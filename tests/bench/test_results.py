@@ -6,10 +6,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from memos_llm.bench.results import Report, Sample, Unit, dump, exceeding, figures, percentile, render
+from memos_llm.bench.results import Report, Sample, Unit, dump, exceeding, figures, of_median, percentile, render
 
 REQUEST = Unit(name="request", phases=("requests",), limited=True)
 EVENT = Unit(name="event", phases=("short", "long"), limited=True)
+GUARD = Unit(name="guard", phases=("guard",), subject="guarded", reference="unguarded", limit_us=10)
 
 
 def requests(subject: str, cpu_us: int, answers: int = 100) -> Sample:
@@ -64,6 +65,30 @@ def test_what_has_no_limit_is_never_over_it() -> None:
     assert exceeding(figures([a_round(9)], [shown_only]), 2.5) == []
 
 
+def switched(*added_us: int) -> list[list[Sample]]:
+    """Pairs in which a request costs 250 µs, and so much more with the guard."""
+    parts = [
+        (Sample(subject="unguarded", phase="guard", answers=100, cpu_ns=100 * 250_000, took_s=1), more)
+        for more in added_us
+    ]
+    return [
+        [without, msgspec.structs.replace(without, subject="guarded", cpu_ns=100 * (250 + more) * 1000)]
+        for without, more in parts
+    ]
+
+
+def test_what_comes_and_goes_is_judged_by_the_difference_that_it_makes() -> None:
+    (figure,) = figures(switched(8, 30, 7), [GUARD])
+    assert (figure.differences_us, figure.difference_us, figure.ratio) == ([8, 30, 7], 8, 258 / 250)
+    assert exceeding([figure], 1.0) == []
+    assert exceeding(figures(switched(11), [GUARD]), 9.0) == ["guard"]
+
+
+def test_a_median_lies_between_two_of_the_values_that_are_far_enough_from_the_ends() -> None:
+    assert of_median([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert of_median([float(value) for value in range(1, 31)]) == (10.0, 21.0)
+
+
 def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.95) == 3.0
@@ -71,18 +96,19 @@ def test_a_percentile_is_one_of_the_values() -> None:
 
 
 def test_a_report_is_json_that_reads_back_and_a_table_that_says_what_failed() -> None:
-    rounds = [a_round(3)]
+    rounds = [a_round(3) + switched(12)[0]]
     report = Report(
         version=1,
         machine={"cpus": 2},
         settings={"rounds": 1},
         max_ratio=2.5,
         passed=False,
-        figures=figures(rounds, [REQUEST, EVENT]),
+        figures=figures(rounds, [REQUEST, EVENT, GUARD]),
         background_ms_per_s={"gateway": 1.0},
         rounds=rounds,
     )
     assert msgspec.json.decode(dump(report), type=Report) == report
     shown = io.StringIO()
     Console(width=120, file=shown).print(render(report))
-    assert "FAILED: over 2.5 times the pass-through: request, event" in shown.getvalue()
+    assert "FAILED: over 2.5 times the pass-through: request, event; guard (over 10 µs)" in shown.getvalue()
+    assert "+12.0 to +12.0" in shown.getvalue()

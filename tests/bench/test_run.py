@@ -11,20 +11,23 @@ from memos_llm.bench.__main__ import main
 from memos_llm.bench.run import Plan, run
 from memos_llm.bench.subjects import NotStarted, Program
 
-TINY = Plan(rounds=1, requests=16, concurrency=4, streams=4, short=2, long=12, calls=8)
+TINY = Plan(rounds=1, requests=16, concurrency=4, streams=4, short=2, long=12, calls=8, guarded=8, switches=1)
 
 
 @pytest.mark.slow
 async def test_a_run_measures_every_unit_and_leaves_nothing_behind() -> None:
     cores, notes = os.sched_getaffinity(0), list[str]()
     report = await run(TINY, max_ratio=1e9, note=notes.append)
-    assert report.passed
+    dear = {figure.unit for figure in report.figures if figure.limit_us is not None}
+    assert dear == {"guard, request", "guard, call in process"}
     assert {figure.unit for figure in report.figures if figure.limited} == {"request", "SSE event"}
     assert all(len(figure.ratios) == TINY.rounds for figure in report.figures)
     (samples,) = report.rounds
     of = {(sample.subject, sample.phase): sample for sample in samples}
     assert of["gateway", "requests"].answers == 2 * TINY.requests
     assert of["gateway", "long"].events == of["passthrough", "long"].events == 2 * TINY.streams * (TINY.long + 3)
+    assert {of[subject, "guard-requests"].answers for subject in ("guarded", "unguarded")} == {2 * TINY.guarded}
+    assert {of[subject, "guard-calls"].answers for subject in ("guarded", "unguarded")} == {2 * TINY.guarded}
     assert of["direct", "requests"].cpu_ns == 0 < of["gateway", "requests"].cpu_ns
     assert os.sched_getaffinity(0) == cores
     assert notes[-1] == "round 1 of 1"
@@ -50,7 +53,7 @@ def test_cpu_time_counts_every_thread_of_a_program(tmp_path: Path) -> None:
 def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "1 over it" in capsys.readouterr().out
+    assert "1 over one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rounds", ["0", "-1", "many"])

@@ -255,7 +255,7 @@ class TestIncidents:
             "12 of 60 requests failed; more than 5% are too many",
             "12 of 60 (20%, surely more than 8.9%, at most 35%); the limit is 5%",
             "*: 100% -> 0%",
-            "1.2 s from the first bad request to the verdict",
+            "1.2 s from the first failed or slow one being seen to the verdict",
             "4 ms from there until that process sent no more",
             "200 ms from there until it was in the store",
             "incompatible 9, server 3",

@@ -46,7 +46,7 @@ def test_the_picture_is_drawn_again_and_again_until_interrupted(tmp_path: Path) 
             stdout=theirs,
             stderr=subprocess.PIPE,
             text=True,
-            env={**clean_environment(), "TERM": "xterm", "COLUMNS": "100"},
+            env={**clean_environment(), "TERM": "xterm", "COLUMNS": "100", "LINES": "60"},
         )
         os.close(theirs)
         shown = b""

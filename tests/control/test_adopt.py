@@ -94,11 +94,11 @@ def test_a_regressed_store_is_owed_the_latches() -> None:
     latched = cut("synthesis").command.apply(OLD, 77.0)
     view = with_cut(View(latched, fault="it is empty"), cut("analysis"))
     first, second = owed(view)
-    assert first.command.scope == "analysis"
-    again = second.command.apply(fresh("other", "s"), 99.0).scope("synthesis").latch
+    assert second.command.scope == "analysis"
+    again = first.command.apply(fresh("other", "s"), 99.0).scope("synthesis").latch
     assert again is not None
     assert (again.incident, again.holddown_until) == ("i-synthesis", 99.0 + 60.0)
-    assert second.at == 77.0
+    assert first.at == 77.0
     assert owed(replace(view, fault="")) == view.cuts
 
 

@@ -1,6 +1,7 @@
 """The driver: what is in force here, whatever the store does."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from memos_llm.control import Live, last_good
+from memos_llm.control.adopt import Cut, View
 from memos_llm.core.commands import Actor, Audit, Incident, Rearm, Rollback, Shift, audit
 from memos_llm.core.errors import Refused, StoreUnreachable
-from memos_llm.core.events import Bus, Event, FlagsChanged, InternalError, StoreState
+from memos_llm.core.events import Bus, Event, FlagsChanged, InternalError, RollbackHeld, StoreState
 from memos_llm.core.flags import GLOBAL, PPM, Flags, fresh
 from memos_llm.core.inventory import Recorded, Sighting
 from memos_llm.core.ports import Conflict, Instance, LiveFlags
@@ -346,6 +348,20 @@ async def test_a_cut_yields_to_a_rearm_that_came_after_it() -> None:
         assert await inner.load() == flags
 
 
+async def test_a_rearm_by_a_clock_that_is_ahead_does_not_hinder_the_cuts_after_it() -> None:
+    store = MemoryStore()
+    async with process(store, seed_ppm=500_000) as p:
+        p.live.cut(rollback("first"))
+        while not (flags := await store.load()) or flags.scope(GLOBAL).latch is None:
+            await asyncio.sleep(0.005)
+        ahead = Rearm(provider="vllm").apply(flags, time.time() + 600)
+        await put(store, shift(300_000).apply(replace(ahead, revision=flags.revision), time.time() + 600))
+        await until(lambda: p.share() == 300_000)
+        p.live.cut(rollback("second"))
+        assert p.share() == 0
+    assert [record.id for record in await store.incidents(10)] == ["second", "first"]
+
+
 async def test_an_unpublished_cut_survives_a_restart(tmp_path: Path) -> None:
     store, file = Switch(), tmp_path / "last_good.json"
     async with process(store, seed_ppm=500_000, last_good=file) as p:
@@ -358,6 +374,28 @@ async def test_an_unpublished_cut_survives_a_restart(tmp_path: Path) -> None:
     flags = await store.load()
     assert flags is not None
     assert flags.scope(GLOBAL).latch is not None
+
+
+async def test_a_cut_that_nobody_confirmed_for_longer_than_any_holddown_ends_once_the_store_is_there(
+    tmp_path: Path,
+) -> None:
+    store, file = Switch(), tmp_path / "last_good.json"
+    async with process(store, seed_ppm=500_000, last_good=file) as p:
+        flags = p.live.current()
+    young, old = (
+        Cut(rollback(name, scope), time.time() - age_s, Actor("p0", "guard"))
+        for name, scope, age_s in (("young", "analysis", 23 * 3600), ("old", GLOBAL, 25 * 3600))
+    )
+    last_good.write(file, View(flags, (young, old)))
+    store.down = True
+    async with process(store, last_good=file) as p:
+        assert p.share() == 0, "without the store nothing is known that is newer"
+        store.down = False
+        await until(lambda: p.share() == 500_000)
+        await until(lambda: p.live.current().scope("analysis").latch is not None)
+        assert [(e.scope, e.why) for e in p.events if isinstance(e, RollbackHeld)] == [(GLOBAL, "too-old")]
+        await until(lambda: not last_good.read(file).cuts)
+    assert [record.id for record in await store.incidents(10)] == ["young"]
 
 
 async def test_closing_publishes_a_cut() -> None:

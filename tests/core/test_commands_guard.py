@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from memos_llm.core.commands import DAY_S, JOINED_S, Actor, Command, Maintain, Rearm, Rollback, Shift, audit, incident
+from memos_llm.core.commands import (
+    DAY_S,
+    JOINED_S,
+    TOGETHER_S,
+    Actor,
+    Command,
+    Maintain,
+    Rearm,
+    Rollback,
+    Shift,
+    audit,
+    incident,
+)
 from memos_llm.core.errors import Refused
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Flags, Latch, Scope, fresh
 from memos_llm.core.verdicts import Evidence, Trigger
@@ -133,6 +145,16 @@ def test_a_narrower_one_just_behind_the_widest_belongs_to_its_incident() -> None
     assert latch(after, "synthesis").incident == "i1"
 
 
+def test_one_found_at_the_same_time_in_another_scope_belongs_to_the_same_incident() -> None:
+    first = cut("synthesis").apply(START, 10.0)
+    second = cut("analysis", name="i2")
+    after = second.apply(first, 10.0 + TOGETHER_S - 1)
+    assert latch(after, "analysis").incident == "i1"
+    assert incident(second, first, after, GUARD, 10.0 + TOGETHER_S - 1) is None
+    later = second.apply(first, 10.0 + TOGETHER_S)
+    assert latch(later, "analysis").incident == "i2"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "at"),
     [
@@ -198,6 +220,18 @@ def test_a_component_s_own_share_is_a_new_epoch_even_if_it_is_everybody_s() -> N
     assert (after.scope("synthesis").epoch, after.scope("synthesis").since) == (1, 50.0)
     again = Shift(provider="vllm", share_ppm=300_000, scope="synthesis").apply(after, 60.0)
     assert again.scope("synthesis") == after.scope("synthesis")
+
+
+def test_a_component_that_follows_everything_again_does_so_in_a_new_epoch() -> None:
+    """The share of everything stays as it was, and what failed in that epoch before the latch is not judged again."""
+    latched = cut("synthesis").apply(START, 20.0)
+    rearmed = rearm(latched, "synthesis", 30.0)
+    everything = rearmed.scope(GLOBAL)
+    assert everything.epoch == START.scope(GLOBAL).epoch
+    follows = Shift(provider="vllm", share_ppm=everything.share_ppm or 0).apply(rearmed, 40.0)
+    assert follows.effective("synthesis") == (GLOBAL, replace(everything, epoch=everything.epoch + 1, since=40.0))
+    again = Shift(provider="vllm", share_ppm=everything.share_ppm or 0).apply(follows, 50.0)
+    assert again.scope(GLOBAL) == follows.scope(GLOBAL), "with nobody to take in it changes nothing"
 
 
 SCOPES = (GLOBAL, "synthesis", "analysis", EMBEDDING)

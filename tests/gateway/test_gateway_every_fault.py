@@ -117,7 +117,7 @@ MIDWAY = (
 AT_THE_END = ("eof_without_done", "finish_abort")
 """As midway. Without a stream there is no marker to miss, and a vector has no finish."""
 
-HARMLESS = ("slow_first_byte:seconds=0.01", "no_usage", "repeat_tool_metadata")
+HARMLESS = ("slow_first_byte:seconds=0.01", "drift:seconds=0.1", "no_usage", "repeat_tool_metadata", "no_auto_tools")
 EVERY = (*BEFORE, *MIDWAY, *AT_THE_END, *HARMLESS)
 
 

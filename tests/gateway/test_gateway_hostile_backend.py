@@ -109,6 +109,7 @@ async def open_site(folder: Path, patience: Mapping[str, float] = PATIENCE) -> A
     async with OllamaEmulator(port=0, models=[MODEL, EMBEDDER]) as ollama, hostile() as server:
         config = document(ollama.url, server.url, folder, models={MODEL: {"vllm": SERVED}, EMBEDDER: {"vllm": VECTORS}})
         config["providers"]["vllm"]["timeouts"] = dict(patience)
+        config["rollback"] = {"enabled": False}  # it would take the share back
         async with (
             open_gateway(settings(folder, config)) as (runtime, told, url),
             httpx.AsyncClient(base_url=url, timeout=20.0) as client,

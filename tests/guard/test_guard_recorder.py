@@ -23,6 +23,7 @@ from memos_llm.core.windows import WindowDelta, bucket, failed
 from memos_llm.guard import recorder as module
 from memos_llm.guard.recorder import Recorder
 from memos_llm.guard.runs import Trip
+from memos_llm.guard.sequences import WAITS_S
 from memos_llm.testing import ManualClock
 
 STORE = 1_000_000_000.0  # Unix seconds, when the monotonic clock says 0
@@ -761,6 +762,20 @@ def test_a_new_epoch_begins_the_runs_anew_but_not_the_streak_of_time_outs() -> N
     world.fail(1, kind=Kind.TIMEOUT, decision=world.decision())
 
     assert {trigger for trigger, _ in world.trips()} == {Trigger.TIMEOUTS}
+
+
+def test_a_rearm_forgives_the_time_outs_before_it() -> None:
+    """With the streak as it was, the first answer that takes its time would be as good as failed."""
+    world = World()
+    world.fail(3, kind=Kind.TIMEOUT)
+    assert world.trips()
+    rearmed = Scope(share_ppm=500_000, epoch=4, rearmed_at=STORE + world.clock.now)
+    world.flags = replace(world.flags, scopes={GLOBAL: rearmed})
+    world.start(decision=world.decision())
+    world.wait(WAITS_S + 1)
+    assert world.trips() == {}
+    world.fail(3, kind=Kind.TIMEOUT, decision=world.decision())
+    assert Trigger.TIMEOUTS in {trigger for trigger, _ in world.trips()}
 
 
 def test_what_was_tripped_by_an_epoch_that_is_over_is_told_of_no_more() -> None:

@@ -19,6 +19,7 @@ from memos_llm.core.events import (
     AttemptStarted,
     BreakerChanged,
     Bus,
+    Event,
     GuardBlind,
     GuardSaid,
     InternalError,
@@ -238,6 +239,65 @@ async def test_without_the_store_it_judges_what_it_saw_and_brings_it_later(site:
     assert sum(row.counts["n"] for row in rows if row.width_s == 1) == 60
 
 
+async def test_while_the_store_hangs_what_it_saw_is_judged_and_nothing_more_is_asked_of_it(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(Away):
+        asked, answers = 0, asyncio.Event()
+
+        async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+            self.asked += 1
+            await self.answers.wait()
+            return await super().merge(deltas, cursor)
+
+    monkeypatch.setattr("memos_llm.guard.watch.STORE_S", 0.01)
+    store = Hangs(clock=lambda: clock() - 1000.0 + START)
+    site = Site(store, clock)
+    async with asyncio.timeout(5):
+        some(site, 30, failing_each=5)
+        await site.turn()
+        some(site, 30, failing_each=5)
+        await site.turn()
+        assert site.latched == {GLOBAL: "vllm"}
+        assert store.asked == 1
+        store.answers.set()
+        await site.turn()
+        await site.turn()
+        await site.guard.aclose()
+    rows = (await store.merge(())).rows
+    assert sum(row.counts["n"] for row in rows if row.width_s == 1) == 60
+
+
+async def test_a_store_that_breaks_its_word_is_told_and_what_it_saw_is_judged(site: Site, store: Away) -> None:
+    store.fault = ValueError("no store says that")
+    some(site, 60, failing_each=5)
+    await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}
+    assert [(one.part, one.error) for one in site.told.of(InternalError)] == [("guard", "ValueError")]
+
+
+async def test_what_the_store_may_have_is_given_again_as_it_was(site: Site, store: Away) -> None:
+    some(site, 3)
+    store.fault = StoreUnreachable("it did not answer in time")
+    given: list[Sequence[WindowDelta]] = []
+    merge = store.merge
+
+    async def seen(deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        given.append(tuple(deltas))
+        return await merge(deltas, cursor)
+
+    store.merge = seen  # type: ignore[method-assign]  # of this one store
+    await site.turn()
+    some(site, 4)
+    await site.turn()
+    store.fault = None
+    await site.turn()
+    await site.turn()
+    assert given[0] == given[1] == given[2] != given[3]
+    rows = (await store.merge(())).rows
+    assert sum(row.counts["n"] for row in rows if row.width_s == 1) == 7
+
+
 async def test_in_a_store_of_a_newer_schema_it_only_looks(site: Site, store: Away, clock: ManualClock) -> None:
     other = Site(store, clock, name="other")
     some(other, 60, failing_each=5)
@@ -269,6 +329,26 @@ async def test_a_baseline_that_is_as_bad_is_nothing_to_go_back_to(site: Site) ->
     assert site.latched == {}
 
 
+async def test_a_baseline_that_was_as_bad_for_long_is_gone_back_to_once_it_was_well_for_a_window(
+    store: Away, clock: ManualClock
+) -> None:
+    site = Site(store, clock, limits=Limits(window_s=60, min_requests=10_000))
+
+    def ten_seconds(baseline: Outcome) -> None:
+        for outcome in (ILL, OK):
+            site.ask(outcome)
+            site.ask(baseline if outcome is ILL else OK, provider="ollama")
+        site.clock.advance(10.0)
+        site.guard.tick()
+
+    for _ in range(60):
+        ten_seconds(ILL)
+    assert (site.latched, {why for _, _, why in site.held()}) == ({}, {"limit-unfit"})
+    for _ in range(13):
+        ten_seconds(OK)
+    assert site.latched == {GLOBAL: "vllm"}
+
+
 async def test_a_model_that_the_baseline_has_not_stays(site: Site) -> None:
     only = Model(name="new", on={"vllm": ProviderModel("new")})
     known = site.policy.catalogue.models.values()
@@ -277,6 +357,63 @@ async def test_a_model_that_the_baseline_has_not_stays(site: Site) -> None:
     await site.turn()
     assert site.held() == [(GLOBAL, "error_rate", "baseline-unmapped")]
     assert site.latched == {}
+
+
+async def test_what_the_baseline_cannot_take_over_keeps_nobody_else_with_a_candidate_that_fails(site: Site) -> None:
+    only = Model(name="new", on={"vllm": ProviderModel("new")})
+    known = site.policy.catalogue.models.values()
+    site.policy = replace(site.policy, catalogue=Catalogue([*known, only]), pins={"vision": "vllm"})
+    some(site, 5, model="new", component="vision")
+    some(site, 60, failing_each=2)
+    await site.turn()
+    await site.turn()
+    assert site.latched == {"default": "vllm"}
+    assert site.held() == [(GLOBAL, "error_run", "baseline-unmapped")]
+
+
+async def test_what_fails_and_cannot_be_taken_over_takes_nobody_else_back(site: Site) -> None:
+    only = Model(name="new", on={"vllm": ProviderModel("new")})
+    known = site.policy.catalogue.models.values()
+    site.policy = replace(site.policy, catalogue=Catalogue([*known, only]), pins={"vision": "vllm"})
+    some(site, 60, model="new", component="vision", failing_each=2)
+    some(site, 5)
+    await site.turn()
+    assert site.latched == {}
+    assert {why for _, _, why in site.held()} == {"baseline-unmapped"}
+
+
+async def test_components_too_many_to_tell_apart_are_all_latched_when_they_fail(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memos_llm.guard.lanes.MOST_LANES", 2)
+    for number in range(5):
+        some(site, 60, component=f"c{number}")
+    await site.turn()
+    some(site, 60, component="c9", failing_each=2)
+    await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}
+
+
+async def test_a_component_with_a_share_of_its_own_is_judged_however_many_others_there_are(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memos_llm.guard.lanes.MOST_LANES", 2)
+    site.apply(Shift(provider="vllm", share_ppm=PPM, scope="synthesis"))
+    for number in range(5):
+        some(site, 60, component=f"c{number}")
+    await site.turn()
+    some(site, 60, component="synthesis", failing_each=2)
+    await site.turn()
+    assert site.latched == {"synthesis": "vllm"}
+
+
+async def test_names_of_models_that_only_callers_know_are_counted_as_one(site: Site) -> None:
+    for number in range(100):
+        site.ask(provider="ollama", model=f"gpt-{number}")
+    await site.turn()
+    said = site.guard.said
+    assert said is not None
+    assert {one.model: one.n for one in said.windows if one.provider == "ollama" and one.model} == {"other": 100}
 
 
 async def test_under_maintenance_nothing_latches(site: Site) -> None:
@@ -296,6 +433,22 @@ async def test_one_component_is_latched_while_another_is_well(site: Site) -> Non
     assert site.latched == {"synthesis": "vllm"}
     await site.turn()
     assert site.latched == {"synthesis": "vllm"}, "what is latched says nothing of the rest"
+
+
+@pytest.mark.parametrize(("other", "scope"), [(ILL, GLOBAL), (OK, "synthesis")])
+async def test_what_has_begun_to_fail_everywhere_is_not_taken_for_one_component_s(
+    site: Site, other: Outcome, scope: str
+) -> None:
+    """The other's window is well still: only the last seconds tell."""
+    for component in ("synthesis", "analysis"):
+        some(site, 100, component=component)
+    await site.turn()
+    site.clock.advance(1.0)
+    for number in range(1, 9):
+        site.ask(ILL, component="synthesis")
+        site.ask(other if number % 2 == 0 else OK, component="analysis")
+    site.guard.tick()
+    assert site.latched == {scope: "vllm"}
 
 
 async def test_a_dead_model_latches_the_components_that_used_only_it(site: Site) -> None:
@@ -352,6 +505,62 @@ async def test_a_share_without_requests_is_said_to_be_blind_after_a_window_and_t
     some(site, 1)
     await site.turn()
     assert [one.what for one in site.told.of(GuardBlind)] == ["no-data", ""]
+
+
+async def test_what_failed_before_a_rearm_is_not_held_against_what_follows_it(site: Site) -> None:
+    """The component's share is everybody's again, and everybody's stays as it was: its old failures are over."""
+    some(site, 60, component="analysis")
+    some(site, 60, component="synthesis", failing_each=4)
+    await site.turn()
+    assert site.latched == {"synthesis": "vllm"}
+    now = site.clock() - 1000.0 + START
+    site.flags.flags = Rearm(provider="vllm", scope="synthesis", force=True, reason="r").apply(site.flags.flags, now)
+    site.apply(Shift(provider="vllm", share_ppm=PPM // 2))
+    assert site.flags.current().effective("synthesis")[0] == GLOBAL
+    some(site, 20, component="synthesis")
+    await site.turn()
+    assert site.latched == {}
+
+
+@pytest.mark.parametrize(
+    ("doubt", "held"),
+    [
+        (BreakerChanged(provider="ollama", endpoint=OLLAMA, state="half_open"), True),
+        (ProbeEnded(provider="ollama", endpoint=OLLAMA, up=True, failure="timeout"), True),
+        (ProbeEnded(provider="ollama", endpoint=OLLAMA, up=True, models=("llama3.2:3b",)), True),
+        (ProbeEnded(provider="ollama", endpoint=OLLAMA, up=True, models=("Qwen3:8B", "other")), False),
+        (BreakerChanged(provider="ollama", endpoint=OLLAMA, state="closed"), False),
+        (BreakerChanged(provider="ollama", endpoint="http://another.test", state="open"), False),
+    ],
+)
+async def test_the_least_doubt_of_the_baseline_is_enough_to_stay(site: Site, doubt: Event, held: bool) -> None:
+    site.transports["ollama"].endpoint = OLLAMA
+    site.bus.emit(doubt)
+    some(site, 8, failing_each=1)
+    site.guard.tick()
+    assert (site.held(), site.latched) == (
+        ([(GLOBAL, "error_run", "baseline-down")], {}) if held else ([], {GLOBAL: "vllm"})
+    )
+
+
+async def test_who_has_not_probed_for_long_enough_has_no_vote(site: Site) -> None:
+    for count in range(3):
+        assert site.guard.dead() is None, count
+        site.probe(failure="")
+    assert site.guard.dead() == ()
+
+
+async def test_without_any_limit_on_failures_an_open_breaker_rolls_nothing_back(
+    store: Away, clock: ManualClock
+) -> None:
+    none = Limits(error_rate=None, latency_p95_s=None, consecutive_timeouts=None, health_failures=None)
+    site = Site(store, clock, limits=none)
+    for _ in range(4):
+        for state in ("open", "half_open"):
+            site.bus.emit(BreakerChanged(provider="vllm", endpoint=VLLM, state=state))
+            await site.turn()
+    assert (site.latched, site.held()) == ({}, [])
+    assert not [one for one in site.told.of(GuardSaid)[-1].evaluations if one.trigger is Trigger.BREAKER_OPEN]
 
 
 # The clockwork

@@ -238,6 +238,17 @@ def test_another_store_makes_it_forget_what_the_first_one_told() -> None:
     assert windows.counted(everything, BEGIN, BEGIN + 1).n == 0
 
 
+def test_a_clock_that_was_an_hour_ahead_for_a_moment_hides_nothing_afterwards() -> None:
+    store, windows = Rows(), Windows()
+    deltas = [Seen(SYNTHESIS, BEGIN + second, None, slow=False, latency_s=1.0).delta("start") for second in range(40)]
+    windows.learn(store.merge(deltas[:10], windows.cursor, BEGIN + 10))
+    windows.learn(store.merge(deltas[10:20], windows.cursor, BEGIN + 3620))
+    for second in range(20, 40):
+        windows.learn(store.merge([deltas[second]], windows.cursor, BEGIN + second))
+
+    assert windows.counted(everything, BEGIN + 20, BEGIN + 40).n == 20
+
+
 def test_keys_that_are_not_kept_are_forgotten() -> None:
     store, windows = Rows(), Windows()
     for key in (SYNTHESIS, replace(SYNTHESIS, epoch=4)):

@@ -105,6 +105,24 @@ async def test_a_hung_redis_is_unreachable_and_works_again_when_it_goes_on() -> 
         assert took >= 0.25
 
 
+async def test_what_a_hung_redis_was_given_and_is_given_again_is_added_once() -> None:
+    deltas = [WindowDelta(key=KEY, start=int(time.time()), counts={"n": 3, "k": 1})]
+    with redis_server() as server:
+        async with opened(server.url()) as store:
+            await seed(store)
+            await store.merge(())
+            server.hang()
+            for _ in range(3):
+                with pytest.raises(StoreUnreachable, match="did not answer within 250 ms"):
+                    await store.merge(deltas)
+            server.go_on()
+            await loaded(store)
+            await store.merge(deltas)
+            assert {row.counts["n"] for row in (await store.merge(())).rows} == {3}
+            await store.merge(deltas)  # that was another one, which happened to be alike
+            assert {row.counts["n"] for row in (await store.merge(())).rows} == {6}
+
+
 async def loaded(store: StateStore) -> Flags:
     """Recovery may take more than one try on a busy machine."""
     async with asyncio.timeout(10):

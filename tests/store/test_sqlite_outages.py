@@ -13,6 +13,7 @@ from memos_llm.core.commands import Actor, Rollback, Shift
 from memos_llm.core.errors import Refused, StoreUnreachable
 from memos_llm.core.events import Bus, Event, FlagsChanged, InternalError, StoreState
 from memos_llm.core.flags import GLOBAL, Flags, fresh
+from memos_llm.core.ports import Instance
 from memos_llm.core.windows import WindowDelta, WindowKey
 from memos_llm.store import SqliteStore
 
@@ -184,3 +185,44 @@ async def test_a_disk_that_is_full_for_long(place: Place, *, restarted: bool) ->
 async def test_a_start_from_a_store_that_is_read_only_for_long(place: Place) -> None:
     with disk(place):
         await fails_before_a_restart(place, read_only, 6.0)
+
+
+async def test_an_empty_store_that_is_adopted_gets_the_record_of_everything_that_is_latched(place: Place) -> None:
+    await prepare(place)
+    async with process(place, "a") as a, process(place, "b") as b:
+        cut(a, "before")
+        await until(lambda: not b.share("synthesis"))
+        place.take_away()
+        await until(lambda: a.live.store_state.regressed and b.live.store_state.regressed)
+        for p in (a, b):
+            p.live.cut(Rollback(provider="vllm", incident=f"of-{p.live.instance_id}", trigger="health", automatic=True))
+        proposal = await a.live.propose_adoption("tested")
+        assert proposal is not None
+        flags = await a.live.adopt_store(proposal, HUMAN)
+        await until(lambda: b.live.current() == flags and b.well)
+        latched = {name: scope.latch.incident for name, scope in flags.scopes.items() if scope.latch}
+        assert latched == {GLOBAL: "before", "synthesis": "before"}, "the wider one joins the first"
+        reader = SqliteStore(place.path)
+        assert await reader.load() == flags
+        assert {record.id for record in await reader.incidents(10)} == set(latched.values())
+        assert [line.command for line in await reader.history(10)] == ["adopt", "rollback", "rollback", "seed"]
+        await reader.aclose()
+        for p in (a, b):
+            assert max(seen.share_ppm("x") for seen in p.seen()) == LAST
+            assert p.share("x") == 0
+
+
+async def test_calls_that_queue_up_at_a_lock_do_not_wait_for_it_one_after_the_other(place: Place) -> None:
+    await prepare(place)
+    busy_s, calls = 1.0, 12
+    store = SqliteStore(place.path, busy_s=busy_s)
+    beat = Instance(id="p", kind="test", revision=1, at=0.0)
+    loop = asyncio.get_running_loop()
+    async with locked(place):
+        began_s = loop.time()
+        ends = await asyncio.gather(*(store.heartbeat(beat) for _ in range(calls)), return_exceptions=True)
+        assert [type(end) for end in ends] == [StoreUnreachable] * calls
+        assert busy_s <= loop.time() - began_s < busy_s * calls / 2
+    await store.heartbeat(beat)
+    assert [one.id for one in await store.instances()] == ["p"]
+    await store.aclose()

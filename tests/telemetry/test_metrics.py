@@ -26,6 +26,7 @@ from memos_llm.core.events import (
     RequestEnded,
     RequestRefused,
     RequestStarted,
+    RollbackHeld,
 )
 from memos_llm.core.flags import Flags, Latch, Scope
 from memos_llm.core.outcome import OK, Kind, Outcome
@@ -57,6 +58,7 @@ CONTRACT = {
     "flags_revision": ("gauge", ()),
     "epoch": ("gauge", ("component",)),
     "rollbacks_total": ("counter", ("provider", "trigger")),
+    "rollbacks_held_total": ("counter", ("provider", "trigger", "why")),
     "window_error_ratio": ("gauge", ("provider", "component")),
     "window_latency_p95_seconds": ("gauge", ("provider", "component")),
     "window_requests": ("gauge", ("provider", "component")),
@@ -168,6 +170,7 @@ def after(*events: Event) -> Metrics:
 
 ARM = ArmWindow(provider="vllm", since=0.0, until=300.0, n=100, ended=100, failures=7, slow=0, timed=93, p95_ms=1500.0)
 SAID = GuardSaid(at=300.0, evaluations=(), windows=(ARM,))
+HELD = RollbackHeld(provider="vllm", scope="*", trigger="error_run", why="limit-unfit")
 
 
 def busy() -> Metrics:
@@ -180,6 +183,7 @@ def busy() -> Metrics:
         replace(PROBED, load=Load(running=1)),
         flags(),
         SAID,
+        HELD,
         WebhookTried(host="hooks.example.com", incident="inc-1", result="delivered", tries=1, status=200),
         InternalError(part="log", error="ValueError"),
         REFUSED,
@@ -194,6 +198,11 @@ REQUEST = 'arm="candidate",component="synthesis",model="qwen3:8b",operation="cha
     ("events", "names", "expected"),
     [
         ([ended()], ["requests_total"], [f"requests_total{{{REQUEST.format('ok')}}} 1.0"]),
+        (
+            [HELD],
+            ["rollbacks_held"],
+            ['rollbacks_held_total{provider="vllm",trigger="error_run",why="limit-unfit"} 1.0'],
+        ),
         (
             [SAID],
             ["window_"],

@@ -1,4 +1,4 @@
-"""Ways in which an SQLite store can fail under the processes that use it, for `test_sqlite_outages`.
+"""Ways in which an SQLite store can fail under the processes that use it.
 
 Each is a context: within it the store is away or has gone back; after it, it is as the last good copy has it. What
 replaces the file comes as a whole directory, renamed: a log (`-wal`) of one database never lies beside another.
