@@ -54,7 +54,7 @@ def emulate(
     """Play an Ollama or a vLLM server: real wire formats, deterministic answers, no GPU.
 
     For trying a migration and for tests. It runs until Ctrl-C or SIGTERM and says where it listens. Faults can also
-    be set while it runs: POST /_emulator/faults.
+    be set while it runs: POST /_emulator/faults with {"set": ["hang"]}, or {"set": []} to clear.
 
     \b
     Example:

@@ -19,7 +19,7 @@ DAY_S = 86_400.0
 HOLDDOWN_S, LONGEST_HOLDDOWN_S = 1_800.0, DAY_S  # after an automatic rollback; doubled by each of the last week
 REMEMBERED_S, REMEMBERED = 7 * DAY_S, 8  # of a scope's automatic rollbacks: more would not lengthen its hold-down
 JOINED_S = 600.0  # an automatic rollback this soon after a narrower one, or the widest, belongs to its incident
-TOGETHER_S = 10.0  # and after any other: one fault is found in one scope after the other
+TOGETHER_S = 60.0  # and after any other: one fault is found in one scope after the other
 LONGEST_MAINTENANCE_S = DAY_S
 
 
@@ -168,8 +168,8 @@ class Shift(Struct, frozen=True, kw_only=True):
             latch = flags.scope(name).latch
             if latch is not None:
                 raise Refused(
-                    f"{name} is latched after a rollback (`llmctl incidents {latch.incident}` says why): no share above "
-                    f"0 until `llmctl rearm{'' if name == GLOBAL else f' --component {name}'}`"
+                    f"{name} is latched after a rollback (`llmctl incidents {latch.incident}` says why): no share "
+                    f"above 0 until `llmctl rearm{'' if name == GLOBAL else f' --component {name}'}`"
                 )
 
     def _check_embedding(self, flags: Flags) -> None:

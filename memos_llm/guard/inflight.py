@@ -14,8 +14,8 @@ OVERRIDE, PASSTHROUGH, DIVERTED = Reason.OVERRIDE, Reason.PASSTHROUGH, Reason.DI
 NO_NEEDS, PASSAGE = Feature.NONE, Operation.PASSTHROUGH
 
 
-Named = tuple[str, int]
-"""A request's id, which callers may give to several at once, and its serial number."""
+Named = int | str
+"""A request's serial number, for callers may give one id to several at once; its id, where events have no numbers."""
 
 
 class Second:
@@ -44,6 +44,7 @@ class Open(Struct):
     """
 
     named: Named
+    id: str
     lane: Lane
     row: Row
     second: Second | None
@@ -65,10 +66,6 @@ class Open(Struct):
     failure: Kind | None = None
     muted: bool = False
     void: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.named[0]
 
 
 def uncounted(event: AttemptStarted) -> bool:

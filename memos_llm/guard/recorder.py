@@ -135,7 +135,7 @@ class Recorder:
     # On the request's way.
 
     def _started(self, event: AttemptStarted) -> None:
-        decision, named = event.decision, (event.request_id, event.serial)
+        decision, named = event.decision, event.serial or event.request_id
         if named in self._open or event.provider != decision.targets[0].provider:
             self._went_on(event)
             return
@@ -155,7 +155,7 @@ class Recorder:
         row.t += times
         if not row.dirty:
             self._touch(row)
-        one = Open(named, lane, row, second, now, now, event.key, event.retry, times, times)
+        one = Open(named, event.request_id, lane, row, second, now, now, event.key, event.retry, times, times)
         self._open[named] = one
         if self._uneasy:
             self._charge(one)
@@ -175,7 +175,7 @@ class Recorder:
 
     def _went_on(self, event: AttemptStarted) -> None:
         """Another attempt of a request that is known, or one that is none of its assigned provider's."""
-        one = self._open.get((event.request_id, event.serial))
+        one = self._open.get(event.serial or event.request_id)
         if one is None:
             return
         if event.provider == one.lane.key.provider:
@@ -193,7 +193,7 @@ class Recorder:
             self._touch(one.row)
 
     def _content(self, event: ContentBegan) -> None:
-        one = self._open.get((event.request_id, event.serial))
+        one = self._open.get(event.serial or event.request_id)
         if one is None or event.provider != one.lane.key.provider:
             return
         one.content = True
@@ -202,7 +202,7 @@ class Recorder:
             self._measured(one, one.began_at - one.started_at + event.ttft_s)
 
     def _attempt_ended(self, event: AttemptEnded) -> None:
-        one = self._open.get((event.request_id, event.serial))
+        one = self._open.get(event.serial or event.request_id)
         if one is None or event.provider != one.lane.key.provider:
             return
         kind, waited_s = event.outcome.kind, one.began_at - one.started_at + event.duration_s
@@ -252,7 +252,7 @@ class Recorder:
                 runs.content()
 
     def _request_ended(self, event: RequestEnded) -> None:
-        one = self._open.get((event.request_id, event.serial))
+        one = self._open.get(event.serial or event.request_id)
         if one is None:
             return
         if one.told:
@@ -340,7 +340,7 @@ class Recorder:
         self._uneasy = True
         place = one.lane.key.provider, one.key
         other = one.second.failures.get(place) if one.key else None
-        if other is not None and (other.started_at, other.named) <= (one.started_at, one.named):
+        if other is not None and (other.started_at, other.id) <= (one.started_at, one.id):
             self._void(one)
             return
         if one.key:

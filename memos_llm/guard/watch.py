@@ -263,8 +263,10 @@ class Guard:
         self._bus.emit(self.said)
         if policy.candidate is not None:
             known = self.said if self._live.current() is flags else replace(self.said, evaluations=more)  # or too late
-            firing = failing(known, policy.candidate)
-            self._act([Fired(one, reading.at, _epochs(one, reading)) for one in firing])
+            over = [Fired(one, reading.at, _epochs(one, reading)) for one in failing(known, policy.candidate)]
+            trips = self._recorder.trips()  # what tripped since the last tick is of the same moment
+            self._drain()
+            self._act([*map(from_run, trips), *over])
         self._tell_blindness(reading)
 
     async def _say(self, reading: Reading) -> GuardSaid:

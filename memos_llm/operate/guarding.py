@@ -267,10 +267,18 @@ def watched(policy: Policy, provider: str, scope: str) -> tuple[str, ...]:
     if not policy.guard.enabled:
         return ("rollback.enabled is false: nothing rolls back by itself; watch `llmctl status --watch`",)
     limits = limits_of(policy, provider, scope)
-    lines = [f"the guard takes {provider} back at {in_words(limits)} (over {limits.window_s} s)"]
+    lines = [f"the guard takes {provider} back at {in_words(limits)} (over {_span(limits.window_s)})"]
     if limits.error_rate is not None or limits.latency_p95_s is not None:
         lines.append(
             f"it can first judge that after {limits.min_requests} requests there; bursts of failures, time-outs and "
             "probes at once"
         )
     return tuple(lines)
+
+
+def _span(seconds: int) -> str:
+    """`300` → `5 min`."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds % size == 0:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

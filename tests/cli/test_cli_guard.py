@@ -12,7 +12,8 @@ from cli_driver import DEAD, Llmctl, write_config
 from hook_server import open_hook
 from stack import Stack, open_stack, until
 
-from memos_llm.core.commands import Actor, Command, Rollback, Shift, audit, incident
+from memos_llm.cli import telling
+from memos_llm.core.commands import Actor, Command, Rearm, Rollback, Shift, audit, incident
 from memos_llm.core.flags import fresh
 from memos_llm.core.ports import StateStore
 from memos_llm.core.verdicts import ArmWindow, Evidence, ProbeSeen
@@ -188,7 +189,7 @@ class TestMaintenance:
         ("arguments", "code", "words"),
         [
             (["newbox"], 2, "say how long: --for 10m"),
-            (["newbox", "--for", "10m", "--end"], 2, "say how long"),
+            (["newbox", "--for", "10m", "--end"], 2, "--for and --end do not go together"),
             (["newbox", "--for", "10"], 2, "write 90s, 10m or 2h; 24h at most"),
             (["newbox", "--for", "0s"], 2, "write 90s, 10m or 2h"),
             (["newbox", "--for", "25h"], 2, "24h at most"),
@@ -287,6 +288,24 @@ class TestIncidents:
         assert "lift it with `llmctl rearm`, from" in shown
         assert "holds" in (await alone("incidents")).out
 
+    async def test_a_list_shows_every_id_whole_for_it_is_copied(self, alone: Llmctl, store: StateStore) -> None:
+        rollback = Rollback(
+            provider="newbox", incident="inc-0a1b2c3d4e5f", trigger="error_run", reason="it failed " * 9
+        )
+        await submit(store, rollback)
+        await submit(store, Rearm(provider="newbox"))
+        listed = (await alone("incidents")).out
+        assert "inc-0a1b2c3d4e5f" in listed
+        assert "lifted" in listed
+        refused = await alone("rearm")
+        assert refused.code == 3
+
+    async def test_a_refused_shift_names_the_incident(self, alone: Llmctl, store: StateStore) -> None:
+        await self.rolled_back(store)
+        ran = await alone("shift", "--newbox", "0.1")
+        assert ran.code == 3
+        assert "`llmctl incidents inc-1` says why" in ran.err
+
 
 class TestRearm:
     async def test_a_hold_down_that_is_not_over_is_named_with_what_is_left(self, stack: Stack, tmp_path: Path) -> None:
@@ -319,7 +338,10 @@ class TestWebhooks:
             (got,) = hook.got
             assert json.loads(got.body)["reason"] == "bad"
 
-    async def test_one_that_does_not_answer_is_named_and_tried_later(self, alone: Llmctl) -> None:
+    async def test_one_that_does_not_answer_is_named_and_tried_later(
+        self, alone: Llmctl, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(telling, "LIMIT_S", 2.0)  # it waits that long for one that may come back
         with alone.config.open("a") as file:
             file.write('rollback: {webhooks: [{url: "http://127.0.0.1:9/canary-path"}]}\n')
         ran = await alone("rollback", "--wait", "0")

@@ -47,9 +47,10 @@ async def race(url: str, seconds: float) -> None:
     opened = [incident for one in racers for incident in one["opened"]]
     assert sorted(opened) == sorted(record.id for record in incidents)
     lines = Counter(line.command for line in history)
-    assert (lines["shift"], lines["rearm"]) == (done["shift"], done["rearm"]), (
-        "each that was acknowledged, and no other"
-    )
+    unheard = done["unreachable"]  # of these the store may have carried out any
+    assert lines["shift"] + lines["rearm"] <= done["shift"] + done["rearm"] + unheard, "none that was not asked for"
+    assert lines["shift"] >= done["shift"], "each that was acknowledged"
+    assert lines["rearm"] >= done["rearm"], "each that was acknowledged"
 
 
 @pytest.fixture(params=["sqlite", "redis"])

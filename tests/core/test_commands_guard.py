@@ -162,9 +162,9 @@ def test_one_found_at_the_same_time_in_another_scope_belongs_to_the_same_inciden
         (cut("synthesis", provider="third"), cut(name="i2"), 20.0),
         (human("synthesis", "i1"), cut(name="i2"), 20.0),
         (cut("synthesis"), human(name="i2"), 20.0),
-        (cut("synthesis"), cut("analysis", name="i2"), 20.0),
-        (cut(EMBEDDING), cut(name="i2"), 20.0),
-        (cut(), cut(EMBEDDING, name="i2"), 20.0),
+        (cut("synthesis"), cut("analysis", name="i2"), 10.0 + TOGETHER_S),
+        (cut(EMBEDDING), cut(name="i2"), 10.0 + TOGETHER_S),
+        (cut(), cut(EMBEDDING, name="i2"), 10.0 + TOGETHER_S),
     ],
 )
 def test_anything_else_is_an_incident_of_its_own(first: Rollback, second: Rollback, at: float) -> None:

@@ -122,6 +122,7 @@ def judge(store: str, fault: str, fleet: Fleet, traffic: Traffic, incidents: Seq
     scopes = tuple(verdict.scope for verdict in found)
     verdict_at = min(verdict.at for verdict in found)
     asked = [answer for answer in traffic.answers if answer.ended_at >= since]
+    _keeps_the_rest(asked, found, verdict_at)
     return Row(
         store=store,
         fault=fault,
@@ -137,6 +138,19 @@ def judge(store: str, fault: str, fleet: Fleet, traffic: Traffic, incidents: Seq
         left=sum(answer.left for answer in asked),
         answers=len(asked),
     )
+
+
+def _keeps_the_rest(asked: Sequence[Answer], found: Sequence[Verdict], verdict_at: float) -> None:
+    """A component that is not latched is given to the candidate as before."""
+    spared = {
+        answer.asks.component: set[str]()
+        for answer in asked
+        if not any(in_scope(answer.asks.component, verdict.scope) for verdict in found)
+    }
+    for answer in asked:
+        if answer.asks.component in spared and answer.asked_at > verdict_at:
+            spared[answer.asks.component].add(answer.arm)
+    assert all("candidate" in arms for arms in spared.values()), spared
 
 
 def _given(fleet: Fleet, found: Sequence[Verdict], since: float) -> list[float]:

@@ -31,7 +31,7 @@ SHARE = 0.5
 START_S = PATIENCE_S = 40.0
 TOKEN = "token-of-the-outage-tests"
 USERS = 16
-RATE = 32.0  # requests a second, at each gateway that is asked
+RATE = 24.0  # requests a second, at each gateway that is asked
 FAILS = "status:code=401"  # counts against the candidate, and opens no breaker
 _LISTENING = re.compile(r"listening on (http://[\d.]+:\d+)")
 

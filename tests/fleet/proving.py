@@ -24,7 +24,7 @@ class Fault:
     Attributes:
         spec: as the emulator takes it. models: whose servers are hit; none: all.
         triggers: any of these is right. scope: what is latched, all of it.
-        patience_s: of the clients. sessions: how many there are; 0: one for every request.
+        patience_s: of the clients.
         rules: of `rollback`, in place of the defaults. known: what every component has asked of the candidate before.
         rate, rate_then: requests a second at each gateway before, and from then on (None: as before).
     """
@@ -40,7 +40,6 @@ class Fault:
     rules: Mapping[str, Any] = field(default_factory=dict)
     known: int = 50
     patience_s: float = PATIENCE_S
-    sessions: int = 0
     asks: Sequence[Asks] = ASKS
 
 
@@ -65,7 +64,7 @@ async def prove(store: str, fleet: Fleet, fault: Fault) -> Row:
 
 async def once(store: str, fleet: Fleet, fault: Fault) -> Row:
     known = {one["id"] for one in await fleet.incidents()}
-    traffic = Traffic(fleet.urls, fault.asks, fault.rate, patience_s=fault.patience_s, sessions=fault.sessions)
+    traffic = Traffic(fleet.urls, fault.asks, fault.rate, patience_s=fault.patience_s)
     async with traffic:
         await until_known(fleet, fault.asks, fault.known)
         traffic.rate = fault.rate_then or fault.rate

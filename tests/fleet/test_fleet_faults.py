@@ -30,8 +30,8 @@ NO_WINDOWS = {"min_requests": 1_000_000}
 ONE_PER_TRIGGER = [
     Fault(name="half fail", spec="status:code=500,rate=0.5", triggers=("error_run",), rules=NO_WINDOWS, known=5),
     Fault(
-        name="15 % fail",
-        spec="status:code=500,rate=0.15",
+        name="20 % fail",
+        spec="status:code=500,rate=0.2",
         triggers=("error_rate",),
         rules=FEW | {"confidence": 0.95},
         known=20,

@@ -83,7 +83,6 @@ class Traffic:
         gateways: their addresses. asks: who asks what, equally often.
         rate: requests a second at each gateway; may be changed.
         patience_s: after which a client leaves. leaves_early: the part of the clients that leave at once.
-        sessions: how many there are at each gateway; 0: one for every request.
     """
 
     def __init__(
@@ -94,14 +93,12 @@ class Traffic:
         *,
         patience_s: float = PATIENCE_S,
         leaves_early: float = 0.0,
-        sessions: int = 0,
         seed: int = 7,
     ) -> None:
         self.answers: list[Answer] = []
         self.rate = rate
         self._patience_s, self._leaves_early = patience_s, leaves_early
         self._gateways, self._asks = gateways, asks
-        self._sessions = sessions
         self._rng = random.Random(seed)
         self._name = f"{time.time_ns():x}"
         self._stopped = asyncio.Event()
@@ -160,13 +157,10 @@ class Traffic:
     async def _exchange(self, answer: Answer, body: bytes) -> None:
         path = "/v1/chat/completions" if answer.openai else "/api/chat"
         headers = {"x-request-id": answer.id, "content-type": "application/json"}
-        session = answer.id
-        if self._sessions:
-            session = f"{answer.gateway}-{self._rng.randrange(self._sessions)}"
         if self._rng.random() < 0.5:
-            path = f"/c/{answer.asks.component}/s/{session}{path}"
+            path = f"/c/{answer.asks.component}/s/{answer.id}{path}"
         else:
-            headers |= {"x-memos-component": answer.asks.component, "x-memos-session": session}
+            headers |= {"x-memos-component": answer.asks.component, "x-memos-session": answer.id}
         data = b""
         async with self._http.post(self._gateways[answer.gateway] + path, data=body, headers=headers) as response:
             answer.status = response.status

@@ -44,7 +44,7 @@ async def ask_until(
 ) -> list[int]:
     """Ask, so many at a time, until the guard has acted (or held); all statuses."""
     statuses: list[int] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while not stack.told.of(kind):
             statuses += await some(client, len(statuses), many, **more)
     return statuses

@@ -53,12 +53,12 @@ async def said_again(stack: Stack, times: int = 2) -> None:
     ("fault", "stream", "trigger", "kind"),
     [
         ("status:code=500,rate=0.6", False, "error_run", "server"),
-        ("malformed:rate=0.6", False, "error_run", "malformed"),
+        pytest.param("malformed:rate=0.6", False, "error_run", "malformed", marks=pytest.mark.slow),
         ("cut_before_content:rate=0.6", True, "error_run", "truncated"),
-        ("status:code=400,rate=0.6", False, "error_run", "incompatible"),
-        ("status:code=401,rate=0.6", False, "error_run", "config"),
-        ("model_missing:rate=0.6", False, "error_run", "config"),
-        ("queue_full:rate=0.6", False, "error_run", "saturated"),
+        pytest.param("status:code=400,rate=0.6", False, "error_run", "incompatible", marks=pytest.mark.slow),
+        pytest.param("status:code=401,rate=0.6", False, "error_run", "config", marks=pytest.mark.slow),
+        pytest.param("model_missing:rate=0.6", False, "error_run", "config", marks=pytest.mark.slow),
+        pytest.param("queue_full:rate=0.6", False, "error_run", "saturated", marks=pytest.mark.slow),
         ("hang", False, "timeouts", "timeout"),
         ("hang_engine", True, "timeouts", "timeout"),
     ],
@@ -230,7 +230,8 @@ async def test_a_candidate_whose_probes_fail_is_rolled_back_without_a_request(tm
 
 
 async def test_a_candidate_that_refuses_connections_is_rolled_back(tmp_path: Path) -> None:
-    async with open_stack(tmp_path, config=SHORT) as stack, stack.client() as client:
+    wide = {"num_parallel": 32}  # it gets all of them at once
+    async with open_stack(tmp_path, config=SHORT, ollama=wide) as stack, stack.client() as client:
         await stack.shift(1.0)
         stack.vllm.faults.set("refuse")
         assert set(await some(client, 0, 40)) == {200}, "routing goes around it at once"

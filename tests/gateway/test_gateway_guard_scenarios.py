@@ -51,7 +51,7 @@ async def test_while_both_arms_fail_alike_nothing_changes_and_once_the_baseline_
         stack.vllm.faults.set(FAILING)
         stack.ollama.faults.set(FAILING)
         asked = len(await ask_until(stack, client, RollbackHeld, many=8))
-        await some(client, asked, 40)
+        await some(client, asked, 16)
         await said_again(stack)
         assert {why for _, why in held(stack)} <= {"limit-unfit", "baseline-down"}
         assert (incidents(stack), share(stack)) == ([], 0.5)

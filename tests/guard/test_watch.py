@@ -227,6 +227,20 @@ async def test_a_rollback_carries_its_evidence(site: Site) -> None:
     assert evidence.detection_s is not None
 
 
+async def test_the_evidence_is_of_the_epoch_that_was_judged(site: Site) -> None:
+    """What an earlier share's requests died of would send whoever reads it the wrong way."""
+    some(site, 20, failing_each=20)
+    await site.turn()
+    site.apply(Shift(provider="vllm", share_ppm=PPM))
+    cut: list[Rollback] = []
+    site.flags.cut = cut.append  # type: ignore[method-assign,assignment]  # to look at what is cut
+    some(site, 60, failing_each=5)
+    await site.turn()
+    evidence = cut[0].evidence
+    assert evidence is not None
+    assert [(arm.provider, arm.n, arm.failures) for arm in evidence.windows] == [("vllm", 60, 12), ("ollama", 0, 0)]
+
+
 async def test_without_the_store_it_judges_what_it_saw_and_brings_it_later(site: Site, store: Away) -> None:
     store.fault = StoreUnreachable("away")
     some(site, 60, failing_each=5)

@@ -140,6 +140,12 @@ def test_a_failure_of_the_provider_is_a_warning(output: Output, kind: Kind, leve
     assert written(output, ended(outcome=Outcome(kind=kind, code="x")))[0]["level"] == level
 
 
+def test_a_provider_that_goes_down_is_told_with_what_failed(output: Output) -> None:
+    down = ProbeEnded(provider="vllm", endpoint="http://v:1", up=False, failure="connect")
+    (line,) = written(output, down)
+    assert (line["event"], line["up"], line["failure"]) == ("provider", False, "connect")
+
+
 def test_notable_events_are_lines(output: Output) -> None:
     latch = Latch(provider="vllm", since=1.0, incident="i", holddown_until=1.0)
     flags = Flags(installation="i", revision=3, salt="s", scopes={"*": Scope(share_ppm=0, epoch=1, latch=latch)})

@@ -102,7 +102,9 @@ function faults(status) {
   for (const said of status.guard?.blind ?? []) found.push(`The guard of this process cannot judge: ${said}.`);
   for (const held of status.guard?.held ?? []) {
     const detail = held.detail ? `: ${held.detail}` : "";
-    found.push(`${held.trigger} fired for ${held.provider}, ${called(held.scope)}, and was held: ${held.why}${detail}`);
+    const ago = `${span(status.at - held.at)} ago`;
+    const of = `${held.provider}, ${called(held.scope)}`;
+    found.push(`${held.trigger} fired for ${of}, and was held ${ago}: ${held.why}${detail}`);
   }
   const wanted = Object.keys(status.shares).some((scope) => shareOf(status, scope) > 0);
   const places = status.providers[candidate]?.endpoints ?? [];
@@ -311,7 +313,9 @@ function at(revision, newest) {
 
 function change(entry) {
   return [
-    line(strong(entry.command), ` ${called(entry.scope)} `, strong(moved(entry)), ` · ${entry.actor}`),
+    entry.command === "maintain"
+      ? line(strong("maintenance"), ` ${entry.provider} · ${entry.actor}`)
+      : line(strong(entry.command), ` ${called(entry.scope)} `, strong(moved(entry)), ` · ${entry.actor}`),
     entry.reason ? make("p", "reason", entry.reason) : null,
     make("p", "quiet", when(entry.at), ` · revision ${entry.revision}`),
   ];
@@ -325,7 +329,7 @@ function sides({ id, evidence = [] }) {
   if (!first) return [];
   const arms = (first.windows ?? []).map((arm) => {
     const of = arm.component || arm.model || "everything";
-    const rate = arm.n ? ` (${percent(arm.failures / arm.n)})` : "";
+    const rate = arm.n ? ` (${rough(arm.failures / arm.n)})` : "";
     const p95 = arm.p95_ms == null ? "" : `, p95 ${Math.round(arm.p95_ms)} ms`;
     return line(`${arm.provider}, ${of}: ${arm.failures} of ${arm.n} failed${rate}${p95}`);
   });
@@ -387,8 +391,13 @@ function kind(row, name) {
 function figure(name, value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return typeof value === "object" ? JSON.stringify(value) : value;
-  if (RATES.includes(name)) return percent(value);
+  if (RATES.includes(name) || (name === "limit" && value < 1)) return rough(value);
   return name.endsWith("_ms") ? Math.round(value) : parseFloat(value.toFixed(4));
+}
+
+// To three digits: a rate that was counted is no more certain than that.
+function rough(rate) {
+  return `${parseFloat((rate * 100).toPrecision(3))}%`;
 }
 
 function about({ version, config }) {
