@@ -62,7 +62,7 @@ class _Prompt(types.ModuleType):
 
     @staticmethod
     async def sleep(delay: float) -> None:
-        await asyncio.sleep(min(delay, 0.005))
+        await asyncio.sleep(min(delay, 0.01))
 
 
 def _once_an_environment(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,14 +86,14 @@ async def killed_at_random(pair: Pair, rounds: int) -> None:
     assert rounds < 20 or len(left) > 1, "always at the same instant"
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.slow)])
 async def test_on_sqlite(tmp_path: Path, rounds: int) -> None:
     """Both on one host, with one file of last good flags."""
     async with open_pair(tmp_path, f"sqlite:////{tmp_path}/store/x.db") as pair:
         await killed_at_random(pair, rounds)
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.slow)])
 async def test_on_redis(redis: RedisServer, tmp_path: Path, rounds: int) -> None:
     """Each on a host of its own."""
     async with open_pair(tmp_path, redis.url(f"kill-{tmp_path.name}"), homes=("one", "two")) as pair:

@@ -206,6 +206,7 @@ def blindness(stack: Stack) -> list[str]:
     return [what for what, _ in itertools.groupby(itertools.dropwhile(lambda what: not what, told))]
 
 
+@pytest.mark.slow
 async def test_one_conversation_cannot_roll_back_with_a_burst(tmp_path: Path) -> None:
     async with open_stack(tmp_path, ollama=WIDE) as stack, stack.client() as client:
         await stack.shift(1.0)

@@ -203,6 +203,7 @@ async def test_who_breaks_a_stream_and_hangs_is_not_waited_for(garbage: str, tmp
             await one.settled()
 
 
+@pytest.mark.slow  # the same reading as of a stream
 @pytest.mark.parametrize("garbage", GARBAGE)
 async def test_who_breaks_an_answer_before_it_begins_and_hangs_is_not_waited_for(garbage: str, tmp_path: Path) -> None:
     async with open_site(tmp_path, SLOW) as site:
