@@ -29,7 +29,8 @@ SETTLE_S = 0.1  # log lines and the like are written that late
 
 class Plan(Struct, frozen=True, kw_only=True):
     """How much of what each time. `short` and `long` are events per stream; every stream gets one per tick. `guarded`:
-    requests, or calls, between two switches of the guard; `switches`: on, off, off, on so often in a round.
+    requests, or calls, between two switches of the guard, some seconds' worth, for it judges once a second; `switches`:
+    on, off, off, on so often in a round.
     """
 
     rounds: int = 5
@@ -40,11 +41,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     long: int = 54
     tick_ms: float = 10.0
     calls: int = 320
-    guarded: int = 320
-    switches: int = 6
+    guarded: int = 6400
+    switches: int = 2
 
 
-QUICK = Plan(rounds=1, requests=320, long=24, calls=160)
+QUICK = Plan(rounds=1, requests=320, long=24, calls=160, guarded=640)
 
 
 class Phase(Struct, frozen=True, kw_only=True):
