@@ -57,7 +57,7 @@ ONE_PER_TRIGGER = [
         spec="refuse",
         triggers=("health",),
         rate_then=1.0,
-        rules={"health_failures": 1},
+        rules={"health_failures": 1, "error_rate": None},  # what it cuts in midstream are failures too
         known=5,
     ),
 ]
