@@ -231,7 +231,7 @@ async def test_a_candidate_whose_probes_fail_is_rolled_back_without_a_request(tm
 
 async def test_a_candidate_that_refuses_connections_is_rolled_back(tmp_path: Path) -> None:
     wide = {"num_parallel": 32}  # it gets all of them at once
-    async with open_stack(tmp_path, config=SHORT, ollama=wide) as stack, stack.client() as client:
+    async with open_stack(tmp_path, ollama=wide) as stack, stack.client() as client:
         await stack.shift(1.0)
         stack.vllm.faults.set("refuse")
         assert set(await some(client, 0, 40)) == {200}, "routing goes around it at once"
