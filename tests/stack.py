@@ -29,12 +29,17 @@ LEAVES_SOCKETS = pytest.mark.usefixtures("swept")
 """For client libraries that keep connections for themselves and offer no way to close them."""
 
 
-def document(ollama: str, vllm: str, folder: Path, **changes: Any) -> dict[str, Any]:
-    """A configuration for a pair of back ends; `changes` replace top-level keys."""
+def document(
+    ollama: str, vllm: str, folder: Path, *, patience: Mapping[str, float] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """A configuration for a pair of back ends; `changes` replace top-level keys.
+
+    patience: time-outs with the candidate alone, so that a slow machine makes no baseline fail.
+    """
     return {
         "providers": {
             "ollama": {"kind": "ollama", "base_url": ollama},
-            "vllm": {"kind": "vllm", "base_url": vllm},
+            "vllm": {"kind": "vllm", "base_url": vllm, "timeouts": dict(patience or {})},
         },
         "baseline": "ollama",
         "candidate": "vllm",

@@ -136,7 +136,7 @@ class _Connection(HttpToolsProtocol):
         self.transport.abort()
 
 
-_ACCEPTING_TURNS = 4  # of the loop, for what was just accepted: asyncio loses it once the server is closed
+_ACCEPTING_TURNS = 4  # of the loop, for what was just accepted
 
 
 class Listener:
@@ -172,7 +172,8 @@ class Listener:
             access_log=False,
             timeout_keep_alive=idle_close_s,  # type: ignore[arg-type]  # seconds; any number serves call_later
         )
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.AbstractServer | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._holder: socket.socket | None = None
         self._stopping = False
         self.accepted = 0
@@ -202,6 +203,7 @@ class Listener:
 
     async def listen(self) -> None:
         """Listen (again) on the port."""
+        await self._closed()
         if self._server is not None or self._stopping:
             return
         loop = asyncio.get_running_loop()
@@ -212,22 +214,33 @@ class Listener:
 
     def refuse(self) -> None:
         """Close the listening socket and reset every connection; the port stays ours."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._close()
         for connection in self._connections():
             connection.close(reset=True)
+
+    def _close(self) -> None:
+        """Refuse at once; close the socket when what was just accepted has arrived, for asyncio would lose it."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        if not isinstance(server, asyncio.Server):  # uvloop's own, which loses nothing
+            server.close()
+            return
+        for sock in server.sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+            with contextlib.suppress(OSError):  # on Linux a socket stops listening so; elsewhere a few turns later
+                sock.shutdown(socket.SHUT_RDWR)
+        self._closing = asyncio.ensure_future(_close_soon(server))
+
+    async def _closed(self) -> None:
+        while self._closing is not None and not self._closing.done():
+            await self._closing
 
     async def stop(self) -> None:
         """Stop listening, cut every connection by FIN, and wait until nothing is left."""
         self._stopping = True
-        if self._server is not None:
-            for sock in self._server.sockets:
-                asyncio.get_running_loop().remove_reader(sock.fileno())
-            for _ in range(_ACCEPTING_TURNS):
-                await asyncio.sleep(0)
-            self._server.close()
-            self._server = None
+        self._close()
+        await self._closed()
         if self._holder is not None:
             self._holder.close()
         for connection in self._connections():
@@ -276,6 +289,12 @@ def _bound(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+async def _close_soon(server: asyncio.Server) -> None:
+    for _ in range(_ACCEPTING_TURNS):
+        await asyncio.sleep(0)
+    server.close()
 
 
 async def _finish(task: asyncio.Future[Any], *, wait: bool) -> None:

@@ -13,7 +13,7 @@ OF_QWEN = ("synthesis", "analysis", "agent")
 
 TABLE = [
     Fault(name="bursts of 500s, 1 s on, 1 s off", spec="status:code=500,every_s=1", triggers=RUN),
-    Fault(name="10 % are 500s", spec="status:code=500,rate=0.1", triggers=ERRORS),
+    Fault(name="10 % are 500s", spec="status:code=500,rate=0.1", triggers=ERRORS, by_chance=True),
     Fault(name="refused", spec="refuse", triggers=("error_run", "health")),
     Fault(name="refused, little traffic", spec="refuse", triggers=("health",), rate_then=0.5),
     Fault(name="cut before content", spec="cut_before_content:rate=0.6", triggers=RUN),

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet.fleet import ASKS, QWEN, Fleet
-from fleet.judging import ZERO_S, Row, judge, keep, latched_at
+from fleet.fleet import ASKS, QWEN, Fleet, Log
+from fleet.judging import GLOBAL, ZERO_S, Row, judge, keep, latched_at
 from fleet.traffic import PATIENCE_S, Asks, Traffic
 
 TRIES = 3  # for what depends on how busy this machine is: nothing else is tried again
@@ -24,6 +24,8 @@ class Fault:
     Attributes:
         spec: as the emulator takes it. models: whose servers are hit; none: all.
         triggers: any of these is right. scope: what is latched, all of it.
+        by_chance: some requests fail, so that one model's or component's may be proven ill before all of them are; then
+            some of them, or all one by one, are as right as a scope of everything.
         patience_s: of the clients.
         rules: of `rollback`, in place of the defaults. known: what every component has asked of the candidate before.
         rate, rate_then: requests a second at each gateway before, and from then on (None: as before).
@@ -32,7 +34,8 @@ class Fault:
     name: str
     spec: str
     triggers: tuple[str, ...]
-    scope: tuple[str, ...] = ("*",)
+    scope: tuple[str, ...] = (GLOBAL,)
+    by_chance: bool = False
     models: tuple[str, ...] = ()
     share: float = 0.5
     rate: float = 20.0
@@ -41,6 +44,15 @@ class Fault:
     known: int = 50
     patience_s: float = PATIENCE_S
     asks: Sequence[Asks] = ASKS
+
+    def is_right(self, scope: Collection[str]) -> bool:
+        """Whether this is what ought to be latched."""
+        return set(scope) == set(self.scope) or (self.by_chance and set(scope) <= set(self.parts))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The scope in as many pieces as there are."""
+        return tuple(one.component for one in self.asks) if GLOBAL in self.scope else self.scope
 
 
 async def prove(store: str, fleet: Fleet, fault: Fault) -> Row:
@@ -53,7 +65,7 @@ async def prove(store: str, fleet: Fleet, fault: Fault) -> Row:
         keep(row)
         assert row.incidents == 1, row
         assert row.trigger in fault.triggers, row
-        assert set(row.scope) == set(fault.scope), row
+        assert fault.is_right(row.scope), row
         assert row.errors == 0, row
         if row.in_time or tried == TRIES:
             break
@@ -100,8 +112,12 @@ async def _first_new(fleet: Fleet, known: set[str]) -> None:
 async def _until_latched(fleet: Fleet, fault: Fault, since: float) -> None:
     with contextlib.suppress(TimeoutError):  # the judge tells who has not, and what else was latched
         async with asyncio.timeout(SCOPE_S):
-            while not all(latched_at(log.lines(), scope, since) for log in fleet.logs for scope in fault.scope):
+            while not all(_latches(log, fault.scope, since) or _latches(log, fault.parts, since) for log in fleet.logs):
                 await asyncio.sleep(LOOK_S)
+
+
+def _latches(log: Log, scopes: Sequence[str], since: float) -> bool:
+    return all(latched_at(log.lines(), scope, since) for scope in scopes)
 
 
 BROKEN, REFUSED = Asks("broken", QWEN, spoils="json"), Asks("refused", QWEN, spoils="message")

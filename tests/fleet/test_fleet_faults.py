@@ -28,11 +28,19 @@ NO_WINDOWS = {"min_requests": 1_000_000}
 """What users can set, so that a verdict takes seconds, and is one rule's; the rules themselves are as they are."""
 
 ONE_PER_TRIGGER = [
-    Fault(name="half fail", spec="status:code=500,rate=0.5", triggers=("error_run",), rules=NO_WINDOWS, known=5),
+    Fault(
+        name="half fail",
+        spec="status:code=500,rate=0.5",
+        triggers=("error_run",),
+        by_chance=True,
+        rules=NO_WINDOWS,
+        known=5,
+    ),
     Fault(
         name="20 % fail",
         spec="status:code=500,rate=0.2",
-        triggers=("error_rate", "error_run"),  # by chance either may be first
+        triggers=("error_rate", "error_run"),
+        by_chance=True,
         rules=FEW | {"confidence": 0.95},
         known=20,
     ),

@@ -73,7 +73,7 @@ async def post(stack: Stack, case: str, **more: Any) -> Any:
 @pytest.mark.parametrize("fault", BEFORE + BEFORE_STREAMS)
 async def test_no_client_sees_a_candidate_that_fails_before_its_answer(fault: str, tmp_path: Path) -> None:
     limits = {"ttft_s": 0.4, "idle_s": 0.4, "answer_s": 0.4, "connect_s": 1}
-    async with open_stack(tmp_path, config={"timeouts": limits, "rollback": OFF}) as stack:
+    async with open_stack(tmp_path, config={"patience": limits, "rollback": OFF}) as stack:
         await stack.shift(1.0)
         cases = [case for case in CASES if "stream" in case or fault not in BEFORE_STREAMS]
         for case in cases:
@@ -97,7 +97,7 @@ async def test_a_committed_stream_ends_with_an_in_band_error_and_no_invented_fin
     fault: str, case: str, tmp_path: Path
 ) -> None:
     thinking = {"think": False} if case.startswith(("chat", "generate")) else {}
-    async with open_stack(tmp_path, config={"timeouts": {"idle_s": 0.3}, "rollback": OFF}) as stack:
+    async with open_stack(tmp_path, config={"patience": {"idle_s": 0.3}, "rollback": OFF}) as stack:
         await stack.shift(1.0)
         stack.vllm.faults.set(fault)
         response = await post(stack, case, **thinking)

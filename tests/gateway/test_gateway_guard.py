@@ -14,7 +14,7 @@ from memos_llm.core.events import GuardSaid, IncidentOpened, InternalError, Roll
 from memos_llm.core.flags import GLOBAL
 from memos_llm.core.verdicts import Verdict
 
-SHORT = {"rollback": {"error_rate": 0.05}, "timeouts": {"answer_s": 0.4, "ttft_s": 0.4}}
+SHORT = {"rollback": {"error_rate": 0.05}, "patience": {"answer_s": 0.4, "ttft_s": 0.4}}
 
 
 async def ask(

@@ -222,7 +222,7 @@ async def test_one_conversation_cannot_roll_back_with_a_burst(tmp_path: Path) ->
 
 
 async def test_an_sdks_own_retries_extend_no_streak_of_time_outs(tmp_path: Path) -> None:
-    config = {"timeouts": SHORT, "rollback": {"error_rate": None}}
+    config = {"patience": SHORT, "rollback": {"error_rate": None}}
     async with open_stack(tmp_path, config=config) as stack, stack.client() as client:
         await stack.shift(1.0)
         stack.vllm.faults.set("hang")

@@ -217,7 +217,7 @@ async def test_who_breaks_an_answer_before_it_begins_and_hangs_is_not_waited_for
 
 @pytest.mark.parametrize("attack", HARMLESS)
 async def test_a_whole_answer_of_a_hostile_candidate_is_that_answer_alone(attack: str, tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
+    async with open_site(tmp_path, SLOW) as site:
         site.server.attack = HARMLESS[attack]
         for _ in range(2):  # the second on what the first left
             for name in STREAMS if "no end" in attack else ROUTES:

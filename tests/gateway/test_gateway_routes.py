@@ -105,7 +105,7 @@ async def test_vectors_of_another_space_are_never_given_instead(case: str, tmp_p
 
 @pytest.mark.parametrize("fault", [*BEFORE, "hang_after_headers", "error_mid_stream:after=0"])
 async def test_no_client_sees_a_candidate_that_fails_before_its_text(fault: str, tmp_path: Path) -> None:
-    async with open_stack(tmp_path, config={"timeouts": LIMITS, "rollback": OFF}) as stack:
+    async with open_stack(tmp_path, config={"patience": LIMITS, "rollback": OFF}) as stack:
         await stack.shift(1.0)
         for case, (path, body) in (TEXT | MORE).items():
             stack.vllm.faults.set(fault)
@@ -119,7 +119,7 @@ async def test_no_client_sees_a_candidate_that_fails_before_its_text(fault: str,
 
 @pytest.mark.parametrize("fault", ["cut_mid_stream", "stall_mid_stream", "error_mid_stream", "eof_without_done"])
 async def test_a_text_that_breaks_off_ends_with_an_error_in_band(fault: str, tmp_path: Path) -> None:
-    async with open_stack(tmp_path, config={"timeouts": {"idle_s": 0.3}, "rollback": OFF}) as stack:
+    async with open_stack(tmp_path, config={"patience": {"idle_s": 0.3}, "rollback": OFF}) as stack:
         await stack.shift(1.0)
         stack.vllm.faults.set(fault)
         path, body = TEXT["text stream"]
