@@ -114,7 +114,7 @@ class Rulebook:
         return self._rules
 
 
-_HOST = re.compile(r"(?:\[([^\[\]]*)\]?|([^\[\]]*?))(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:\[([^\[\]]+)\]?|([^\[\]]*?))(?::[0-9]{1,5})?")
 
 
 def host_name(host: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stack import Stack, document, open_gateway, open_stack, settings
 
@@ -349,6 +349,8 @@ async def test_a_body_nested_too_deep_is_a_400(path: str, stack: Stack) -> None:
 
 
 @given(st.text(max_size=40))
+@example("[")
+@example("[]:80")
 def test_no_host_is_admitted_that_is_not_of_this_machine(text: str) -> None:
     name = host_name(text)
     if OPEN.admits_host(text):
