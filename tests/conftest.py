@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 import uvicorn.server
+from hypothesis import settings
 from redis_server import RedisServer, redis_server
 from stack import Stack, open_stack
+
+settings.register_profile("no deadline", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("no deadline")
 
 HTTP_LIBRARIES = ("httpx", "httpx2")  # openai takes the second where it is installed
 

@@ -148,7 +148,7 @@ def test_only_rounds_that_both_sides_have_are_compared() -> None:
     assert compare([], rounds("a", [1.0])) is None
 
 
-@examples(deadline=None, max_examples=40)  # each draws two thousand times
+@examples(max_examples=40)  # each draws two thousand times
 @given(
     walls=st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100)), min_size=6, max_size=8),
     seed=st.integers(0, 9),

@@ -198,7 +198,7 @@ def test_a_rendered_prompt_never_streams(wire: Wire) -> None:
     assert parse(wire, body | {"_debug_render_only": False}).stream is True
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(SPOKEN), st.binary(max_size=60))
 def test_random_bytes_are_read_or_refused(wire: Wire, body: bytes) -> None:
     with suppress(BadRequest):
@@ -226,7 +226,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(SPOKEN), st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_values_of_any_type_are_read_or_refused(wire: Wire, body: dict[str, Any]) -> None:
     with suppress(BadRequest):

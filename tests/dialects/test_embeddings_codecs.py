@@ -295,7 +295,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.sampled_from([EMBED, EMBEDDINGS, OPENAI]), st.dictionaries(st.sampled_from(KEYS), JSON), JSON | st.binary())
 def test_anything_is_carried_or_fails_as_an_attempt(wire: Wire, body: dict[str, Any], reply: Any) -> None:
     with suppress(AttemptFailed, BadRequest):

@@ -282,7 +282,7 @@ def test_an_option_of_a_wrong_type_is_a_400(options: dict[str, Any]) -> None:
     assert (refused.value.outcome.kind, refused.value.outcome.status) == (Kind.CLIENT, 400)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 5000),
     st.integers(1, 5000) | st.none(),

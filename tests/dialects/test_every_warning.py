@@ -223,7 +223,7 @@ FIELDS = sorted({name.partition(":")[2] for name in CASES} | {"model", "user", "
 VALUES = st.sampled_from([None, True, False, 0, 1, 2, -1, 0.5, "", "x", "none", [], ["x"], [1], {}, {"type": "object"}])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(sorted(SPOKEN)),
     st.sampled_from([OPENAI, COMPLETION, EMBEDDINGS, CHAT, GENERATE]),

@@ -29,7 +29,7 @@ def payloads(found: list[Event]) -> list[bytes]:
     return [event.data for event in found if event.data is not None]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SSE, st.data())
 def test_sse_events_do_not_depend_on_the_cuts_and_keep_every_byte(data: bytes, draw: st.DataObject) -> None:
     places = draw.draw(st.lists(st.integers(0, len(data)), max_size=6))
@@ -38,7 +38,7 @@ def test_sse_events_do_not_depend_on_the_cuts_and_keep_every_byte(data: bytes, d
     assert payloads(pieces) == payloads(whole)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([b"{}", b"", b" ", b'{"a":"\xc3\xbc"}', b"\r"]), max_size=9), st.data())
 def test_ndjson_events_do_not_depend_on_the_cuts_and_keep_every_byte(lines: list[bytes], draw: st.DataObject) -> None:
     data = b"\n".join(lines)

@@ -157,7 +157,7 @@ seeds = st.integers(0, 2**64 - 1)
 
 
 @every_way
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=seeds)
 def test_a_valid_answer_is_a_valid_answer_on_the_client_s_wire_wherever_it_is_cut(way: Way, seed: int) -> None:
     rng = Random(seed)
@@ -176,7 +176,7 @@ def unstamped(data: bytes) -> bytes:
 
 
 @every_way
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seed=seeds)
 def test_a_spoilt_answer_fails_as_declared_or_is_whole(way: Way, seed: int) -> None:
     rng = Random(seed)
@@ -188,7 +188,7 @@ def test_a_spoilt_answer_fails_as_declared_or_is_whole(way: Way, seed: int) -> N
 
 
 @every_way
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seed=seeds)
 def test_spoilt_bytes_fail_as_declared_or_are_whole(way: Way, seed: int) -> None:
     rng = Random(seed)
@@ -240,7 +240,7 @@ def test_a_finish_of_another_type_is_malformed(way: Way) -> None:
     assert failure.outcome.kind is Kind.MALFORMED
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8), st.sampled_from([SseFramer, NdjsonFramer]))
 def test_framing_loses_no_byte_of_anything(data: bytes, edges: list[int], kind: type[SseFramer | NdjsonFramer]) -> None:
     places = sorted({0, len(data), *(edge for edge in edges if edge < len(data))})
@@ -249,7 +249,7 @@ def test_framing_loses_no_byte_of_anything(data: bytes, edges: list[int], kind: 
     assert b"".join(event.raw for event in [*events, *framer.close()]) == data
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(seed=seeds)
 def test_what_the_library_reads_fails_as_declared(seed: int) -> None:
     rng = Random(seed)

@@ -99,7 +99,7 @@ def with_fields(rng: Random, way: Way) -> dict[str, Any]:
 
 
 @every_way
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=seeds)
 def test_a_field_is_carried_or_told_or_refused(way: Way, seed: int) -> None:
     rng = Random(seed)
@@ -144,7 +144,7 @@ def check(
 
 
 @every_way
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=seeds)
 def test_an_odd_request_is_refused_as_declared_or_carried_as_json(way: Way, seed: int) -> None:
     rng = Random(seed)
@@ -153,7 +153,7 @@ def test_an_odd_request_is_refused_as_declared_or_carried_as_json(way: Way, seed
         carried(way, make_call(way.wire, body))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(seed=seeds)
 def test_an_odd_request_on_its_own_wire_is_refused_or_passes(seed: int) -> None:
     rng = Random(seed)
@@ -170,7 +170,7 @@ def test_an_odd_request_on_its_own_wire_is_refused_or_passes(seed: int) -> None:
 Head = dict[str, msgspec.Raw]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=80) | st.text(max_size=80).map(str.encode), st.sampled_from(list(DIALECTS)))
 def test_any_bytes_are_a_request_or_refused(body: bytes, wire: Wire) -> None:
     with refused_as_declared():
@@ -185,7 +185,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["model", "MODEL", "messages", "prompt", "input", "stream", "Stream", "n", "metadata", "user"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.dictionaries(KEYS | st.text(max_size=6), JSON, max_size=5) | JSON, st.sampled_from(list(DIALECTS)))
 def test_any_json_is_a_request_or_refused(body: Any, wire: Wire) -> None:
     with refused_as_declared():
@@ -204,7 +204,7 @@ def texts(messages: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
 SAMPLING = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=seeds)
 def test_an_openai_chat_to_ollama_and_back_means_the_same(seed: int) -> None:
     rng = Random(seed)
@@ -230,7 +230,7 @@ def _calls(body: dict[str, Any]) -> int:
     return sum("tool_calls" in message for message in body["messages"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=seeds)
 def test_an_ollama_chat_keeps_its_messages_tools_and_options_on_vllm(seed: int) -> None:
     rng = Random(seed)

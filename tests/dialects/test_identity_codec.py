@@ -213,7 +213,7 @@ def test_a_stream_passes_byte_for_byte_at_every_cut(call: Call, stream: bytes) -
         assert told(run(decoder(call), cut(stream, [place]))) == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(STREAMS), st.data())
 def test_a_stream_passes_byte_for_byte_at_many_cuts(case: tuple[Call, bytes], draw: st.DataObject) -> None:
     call, stream = case
@@ -421,7 +421,7 @@ def test_a_whole_answer_has_a_size_cap() -> None:
         capped.feed(b"5")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([openai_call(), NATIVE_CALL, WHOLE, NATIVE_WHOLE]), st.lists(st.binary(max_size=40), max_size=4))
 def test_random_bytes_fail_as_an_attempt_or_pass(call: Call, chunks: list[bytes]) -> None:
     failure(call, *chunks, b"\n\n{")
@@ -530,7 +530,7 @@ def carried(wire: Wire, body: bytes) -> None:
                     codec.decoder(call, full)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.sampled_from(list(BODIES)), st.lists(DAMAGE, min_size=1, max_size=3))
 def test_damaged_bodies_are_carried_or_refused(wire: Wire, steps: list[tuple[str, int, bytes]]) -> None:
     carried(wire, damaged(msgspec.json.encode(BODIES[wire]), steps))

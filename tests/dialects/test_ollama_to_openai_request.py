@@ -492,7 +492,7 @@ MESSAGES = st.lists(
 KEYS = sorted({*CHAT_RULES, *GENERATE_RULES} - {"model", "stream", "messages", "options"})
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.sampled_from([CHAT, GENERATE]),
     st.dictionaries(st.sampled_from(KEYS), JSON),

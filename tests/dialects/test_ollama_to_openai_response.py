@@ -328,13 +328,13 @@ def test_records_do_not_depend_on_the_cuts(call: Call) -> None:
         assert same(call, cut(VLLM_STREAM, [place])) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, len(VLLM_STREAM)), max_size=30))
 def test_records_do_not_depend_on_many_cuts(places: list[int]) -> None:
     assert same(CHAT, cut(VLLM_STREAM, places)) == same(CHAT, [VLLM_STREAM])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([CHAT, GENERATE, WHOLE_CHAT]), st.lists(st.binary(max_size=40), max_size=4))
 def test_random_bytes_fail_as_an_attempt(call: Call, chunks: list[bytes]) -> None:
     with pytest.raises(AttemptFailed):
@@ -349,7 +349,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["choices", "usage", "error", "model", "metrics"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([CHAT, WHOLE_CHAT]), st.dictionaries(KEYS, JSON))
 def test_documents_of_any_shape_fail_as_an_attempt(call: Call, document: dict[str, Any]) -> None:
     body = sse(document) if call.stream else msgspec.json.encode(document)
@@ -440,7 +440,7 @@ def test_think_tags_are_split_off_wherever_the_text_is_cut(text: str, split: tup
         assert pieces(text[:place], text[place:]) == split
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<", "think>", " ", "\n", "a", "/"]), max_size=8), st.data())
 def test_the_splitter_does_not_depend_on_the_cuts(words: list[str], draw: st.DataObject) -> None:
     text = "".join(words)

@@ -204,7 +204,7 @@ def test_an_unfinished_answer_to_one_of_several_prompts_is_not_passed_on_as_the_
     assert (failed.value.outcome.kind, bool(failed.value.client_body)) == (Kind.TRUNCATED, passed_on)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.booleans(), st.lists(st.lists(st.binary(max_size=40), max_size=3), min_size=2, max_size=2))
 def test_random_bytes_fail_as_an_attempt(streams: bool, answers: list[list[bytes]]) -> None:
     with pytest.raises(AttemptFailed):
@@ -220,7 +220,7 @@ DOCUMENT = st.dictionaries(st.sampled_from(["id", "model", "choices", "usage", "
 CHOICES = st.lists(st.fixed_dictionaries({"finish_reason": st.sampled_from(["stop", None])}, optional={"text": JSON}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.booleans(), st.lists(st.tuples(DOCUMENT, CHOICES | JSON), min_size=2, max_size=2))
 def test_documents_of_any_shape_pass_or_fail_as_an_attempt(
     streams: bool, found: list[tuple[dict[str, Any], Any]]

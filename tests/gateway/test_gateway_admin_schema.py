@@ -45,7 +45,6 @@ def ask(url: str, examples: int, mode: GenerationMode) -> Counter[str]:
 
             limits = settings(
                 max_examples=examples,
-                deadline=None,
                 database=None,
                 phases=[Phase.explicit, Phase.generate, Phase.shrink],
                 suppress_health_check=list(HealthCheck),

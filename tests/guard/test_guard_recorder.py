@@ -337,7 +337,7 @@ signals = st.sampled_from([LIMITS, replace(LIMITS, signal=Signal.TTFT), replace(
 signals = signals.map(lambda limits: replace(limits, latency_p95_s=0.05) if limits.signal is Signal.TPOT else limits)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     requests=st.lists(scripts(), max_size=12),
     limits=signals,
@@ -350,7 +350,7 @@ def test_no_order_or_delay_of_ends_changes_what_is_counted_once_all_is_known(
     assert by_place(played(requests, limits, rng, delay_s)) == recount(requests, limits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     requests=st.lists(scripts(), max_size=12),
     processes=st.integers(1, 4),

@@ -79,7 +79,7 @@ def asked(windows: Windows, since: float, until: float, block_s: int = 10) -> tu
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(requests=st.lists(seen, max_size=40), processes=st.integers(1, 4), rng=st.randoms(use_true_random=False))
 def test_any_number_of_processes_that_add_in_any_order_count_what_one_that_saw_everything_counts(
     requests: Sequence[Seen], processes: int, rng: Random
@@ -109,7 +109,7 @@ def test_any_number_of_processes_that_add_in_any_order_count_what_one_that_saw_e
             assert asked(windows, since, until) == asked(whole, since, until)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     requests=st.lists(seen, max_size=40),
     since=st.integers(BEGIN - 20, BEGIN + 420),
@@ -142,7 +142,7 @@ def test_a_window_is_what_counting_the_requests_one_by_one_gives(
         assert found == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     requests=st.lists(seen, min_size=1, max_size=30),
     age_s=st.integers(0, 2_500),
@@ -168,7 +168,7 @@ def test_as_seconds_grow_old_and_minutes_take_over_nothing_is_counted_twice_or_l
     assert [sum(pair) for pair in zip(*parts, strict=True)] == list(whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(requests=st.lists(seen, min_size=1, max_size=30), age_s=st.integers(0, 2_500), at=st.integers(0, 2_500))
 def test_a_process_that_comes_late_sees_what_the_others_see(requests: Sequence[Seen], age_s: int, at: int) -> None:
     store, now = Rows(), BEGIN + 400 + age_s
@@ -281,7 +281,7 @@ def by_minute(found: Iterable[WindowDelta]) -> dict[object, int]:
     return {place: count for place, count in sums.items() if count}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     requests=st.lists(seen, max_size=60),
     rng=st.randoms(use_true_random=False),

@@ -4,7 +4,7 @@ from itertools import product
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memos_llm.core.outcome import OUTCOMES, Kind
@@ -167,7 +167,6 @@ def test_many_breakers_do_not_come_back_at_once() -> None:
 steps = st.lists(st.tuples(st.booleans(), st.floats(0.0, 8.0), st.booleans()), max_size=120)
 
 
-@settings(deadline=None)
 @given(steps, st.integers(0, 5))
 def test_whatever_happens_trials_are_bounded_and_it_comes_back(
     steps: list[tuple[bool, float, bool]], seed: int
@@ -193,7 +192,6 @@ def test_whatever_happens_trials_are_bounded_and_it_comes_back(
     assert it.admits(now + 67.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 20.0)), max_size=100), st.integers(1, 30))
 def test_the_window_agrees_with_a_recount(samples: list[tuple[bool, float]], span_s: int) -> None:
     window, now, seen = Window(span_s), 100.0, []

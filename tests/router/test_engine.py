@@ -475,7 +475,7 @@ SCRIPTS: list[Sequence[Step] | AttemptFailed] = [
 scripts = st.lists(st.sampled_from(SCRIPTS), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scripts, scripts, st.integers(0, 12), st.booleans(), st.integers(0, 2))
 def test_whatever_happens_everything_that_started_ends_exactly_once(
     vllm: list[Any], ollama: list[Any], leave_after: int, fallback_model: bool, retries: int
