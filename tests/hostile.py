@@ -298,6 +298,7 @@ ATTACKS: Mapping[str, Attack] = {
 DOCUMENTS: Mapping[str, bytes] = {
     "/health": b"",
     "/version": b'{"version":"0.11.0"}',
+    "/metrics": b'vllm:num_requests_running{engine="0"} 0.0\n',
     "/api/version": b'{"version":"0.17.4"}',
     "/v1/models": b'{"object":"list","data":[{"id":"m","max_model_len":4096},{"id":"e","max_model_len":4096}]}',
     "/api/tags": b'{"models":[{"name":"m","model":"m"},{"name":"e","model":"e"}]}',
