@@ -17,6 +17,8 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:h|ms|m|s|us|µs|μs|ns))+")
 _LONGEST_S = 9.2e9  # what 64 bits of nanoseconds hold
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|s|us|µs|μs|ns)")
 
 
@@ -47,10 +49,23 @@ def loads(body: bytes) -> Any:
         raise EmptyBody("EOF")
     try:
         value, _ = _DECODER.raw_decode(text)
+        if _ESCAPED_HALF.search(text):
+            value = _without_halves(value)
     except json.JSONDecodeError as reason:
         raise DecodeError(_go_words(text, reason)) from reason
     except RecursionError as reason:
         raise DecodeError("exceeded max depth") from reason
+    return value
+
+
+def _without_halves(value: Any) -> Any:
+    """A surrogate that is alone is replaced, as in any string of Go's."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_without_halves(one) for one in value]
+    if isinstance(value, dict):
+        return {_without_halves(key): _without_halves(one) for key, one in value.items()}
     return value
 
 

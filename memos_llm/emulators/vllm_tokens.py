@@ -14,10 +14,12 @@ from typing import Any
 
 from memos_llm.emulators import answers
 from memos_llm.emulators.emulator import json_bytes
+from memos_llm.emulators.vllm_requests import plain_error
 from memos_llm.emulators.vllm_versions import Release
 
 START, END, NEWLINE = 151644, 151645, 198
 """<|im_start|>, <|im_end|> and a line break in Qwen's vocabulary."""
+_NO_TEXT = "TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]"
 _SPECIAL: Mapping[int, str] = {START: "<|im_start|>", END: "<|im_end|>", NEWLINE: "\n"}
 _IMAGE = 151655
 _IMAGE_TOKENS = 256
@@ -32,7 +34,15 @@ class Vocabulary:
         self._pieces: dict[int, str] = {}
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text, remembered."""
+        """The ids of a text, remembered.
+
+        Raises:
+            Rejection: a lone surrogate is in it, which the tokenizer does not take (0.32, measured).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise plain_error(_NO_TEXT) from error
         found = []
         for piece in answers.tokens(text):
             token = answers.token_id(piece)

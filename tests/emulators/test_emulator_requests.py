@@ -30,6 +30,7 @@ from memos_llm.emulators.ollama_versions import behaviour
 from memos_llm.emulators.vllm_requests import Rejection
 
 NEWEST = behaviour("0.33.0")
+HALF = b'"a\\ud800b"'  # a lone surrogate
 ODD: list[Any] = [
     None,
     True,
@@ -344,3 +345,21 @@ def test_go_json_round_trips(value: Any) -> None:
     written = golang.dumps(value)
     assert not set(b"<>&") & set(written)
     assert golang.loads(written) == value
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])
+async def test_vllm_takes_no_lone_surrogate_and_ollama_replaces_it(path: str) -> None:
+    """As both were seen to do (vLLM 0.32, Ollama 0.17.4)."""
+    prompt = b'"messages":[{"role":"user","content":%b}]' if "chat" in path else b'"prompt":%b'
+    async with (
+        VllmEmulator(port=0, models=["m"]) as vllm,
+        OllamaEmulator(port=0, models=["m"], version="0.17.4") as ollama,
+    ):
+        refused = await ask(vllm.url, "POST", path, b'{"model":"m",%b}' % (prompt % HALF))
+        assert (refused.status, refused.json["error"]["message"][:15]) == (400, "TextEncodeInput")
+        unknown = await ask(vllm.url, "POST", path, b'{"model":%b,%b}' % (HALF, prompt % b'"a"'))
+        assert (unknown.status, "can't encode character '\\ud800'" in unknown.json["error"]["message"]) == (400, True)
+        if path != "/tokenize":
+            answered = await ask(ollama.url, "POST", path, b'{"model":"m",%b}' % (prompt % HALF))
+            same = await ask(ollama.url, "POST", path, b'{"model":"m",%b}' % (prompt % '"a\ufffdb"'.encode()))
+            assert (answered.status, answered.json["choices"]) == (200, same.json["choices"])

@@ -227,6 +227,8 @@ OPENAI: Mapping[str, Any] = {
     "body a list": b"[1]",
     "body a string": b'"x"',
     "invalid UTF-8": b'{"model":"tiny","messages":[{"role":"user","content":"\xff"}],"max_tokens":3}',
+    "a lone surrogate": b'{"model":"tiny","messages":[{"role":"user","content":"a\\ud800b"}],"max_tokens":3}',
+    "a lone surrogate in the model's name": b'{"model":"ti\\ud800","messages":[{"role":"user","content":"a"}]}',
     # tools
     "tools": openai(tools=[TOOL]),
     "tools, stream": openai(tools=[TOOL], stream=True),

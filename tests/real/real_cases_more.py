@@ -72,6 +72,7 @@ COMPLETIONS: Mapping[str, Any] = {
     "token beyond the vocabulary": complete([999999]),
     "prompt empty": complete(""),
     "prompt absent": complete(LEFT_OUT),
+    "prompt with a lone surrogate": b'{"model":"%b","prompt":"a\\ud800b","max_tokens":3}' % CHAT_MODEL.encode(),
     "prompt a number": complete(5),
     "prompt null": complete(None),
     "echo": complete(echo=True),
