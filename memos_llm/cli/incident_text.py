@@ -137,7 +137,7 @@ def _evidence(first: Evidence, one: Incident) -> Iterator[RenderableType]:
 def _times(first: Evidence, one: Incident) -> Iterator[str]:
     yield f"  seen by    {first.by}, at {clock(first.at)}"
     if first.detection_s is not None:
-        yield f"  detection  {_seconds(first.detection_s)} from the first failed or slow one being seen to the verdict"
+        yield f"  detection  {_seconds(first.detection_s)} from the first failed or slow one to the verdict"
     if first.decision_s is not None:
         yield f"  decision   {_seconds(first.decision_s)} from there until that process sent no more"
     if first.propagation_s is not None:

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from memos_llm.cli import failures
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import LLMError
 from memos_llm.operate import documents, orders
 from memos_llm.rollout.inventory import Inventory
@@ -108,7 +109,7 @@ class GatewayDesk:
             raise self._failure(answer)
         try:
             return msgspec.json.decode(answer.content, type=kind)
-        except msgspec.DecodeError:
+        except FAILURES:
             raise failures.unreachable(
                 f"{self.url} answers, but not as a gateway of this version of memos_llm does"
             ) from None
@@ -155,7 +156,7 @@ def _problem(answer: httpx.Response) -> tuple[str, str]:
     """Message and name; no message where something else answers, be it in between or instead."""
     try:
         found = answer.json()["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "", "HTTP_ERROR"
     if isinstance(found, dict):
         return str(found.get("message", "")), str(found.get("name", "HTTP_ERROR"))

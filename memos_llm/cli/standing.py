@@ -127,7 +127,7 @@ def _state(one: EndpointState) -> str:
     elif not one.up:
         said = f"DOWN: {one.detail}"
     else:
-        said = f"up {one.version}".rstrip()
+        said = f"up {one.version}".rstrip() + (f" ({one.detail})" if one.detail else "")
     if one.up and one.latency_ms is not None:
         said += f", {one.latency_ms:.0f} ms"
     return said + (f", breaker {one.breaker.upper()}" if one.breaker not in (None, "closed") else "")

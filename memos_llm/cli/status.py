@@ -22,9 +22,10 @@ def status(
 ) -> int:
     """Show what is in force: shares, latches, the providers' health, live instances.
 
-    The providers are probed now (3 s at most); with --gateway it is what that gateway knows, breakers and requests in
-    flight among it. It says so when the configuration's share and the store's differ: the
-    file's share seeds a new store only, `llmctl shift` is what changes it.
+    The providers are probed now (3 s at most); with --gateway it is what that gateway knows: breakers, requests in
+    flight, and of the guard every rule, where the store alone knows the windows' two. It says so when the
+    configuration's share and the store's differ: the file's share seeds a new store only, `llmctl shift` is what
+    changes it.
 
     \b
     Example:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from rich.console import RenderableType
 
 from memos_llm.cli.output import ago, clock, heading, table
+from memos_llm.core.verdicts import Trigger
 from memos_llm.operate.documents import RuleState, Status, WindowState
 
 WORDS = {"pass": "within", "fail": "OVER", "inconclusive": "no verdict", "error": "ERROR"}
@@ -23,6 +24,8 @@ REASONS = {
     "lag": "this process is too busy to time anything",
 }
 FEW = ("no-data", "too-few")
+ELSEWHERE = (Trigger.ERROR_RUN, Trigger.LATENCY_RUN, Trigger.TIMEOUTS, Trigger.HEALTH, Trigger.BREAKER_OPEN)
+"""The rules that the store's windows say nothing of."""
 
 
 def maintenance(now: Status) -> Iterator[str]:
@@ -61,6 +64,9 @@ def _title(now: Status) -> str:
 def _state(now: Status, candidate: str) -> Iterator[str]:
     if now.guard.enabled and now.guard.rule:
         yield f"  {candidate} goes back at {now.guard.rule.replace(', ', f',{chr(10)}    ')}"
+    if now.guard.enabled and now.seen_by == "cli":
+        yield f"  {len(ELSEWHERE)} more rules only a running gateway knows, and what it held or cannot judge:"
+        yield f"    {', '.join(ELSEWHERE)}: ask it, `llmctl --gateway URL status`"
     for said in now.guard.blind:
         yield f"  ! it cannot judge: {said}"
     for held in now.guard.held:

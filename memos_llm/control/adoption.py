@@ -68,7 +68,7 @@ class Adopt(Struct, frozen=True, kw_only=True):
     def _scope(self, name: str, read: Flags, now: float) -> Scope:
         ours, theirs = self.known.scope(name), read.scope(name)
         another = bool(read.given()) and read.candidate != self.known.candidate
-        if name == EMBEDDING and name not in read.scopes and not another:
+        if name == EMBEDDING and theirs.share_ppm is None and not another:
             theirs = replace(theirs, share_ppm=ours.share_ppm, new_index=ours.new_index)
         latch = theirs.latch
         if latch is None and ours.latch is not None and theirs.rearmed_at <= ours.latch.since:

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from memos_llm.control.adopt import Cut, View, blank, remaining
 from memos_llm.control.adoption import took_over
 from memos_llm.core.commands import LONGEST_HOLDDOWN_S, Actor, Rollback
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.verdicts import Evidence
 
@@ -124,7 +125,7 @@ def read(path: Path | None, now: float = 0.0) -> View:
         return View(blank())
     try:
         document = msgspec.json.decode(path.read_bytes(), type=_Document)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *FAILURES):
         return View(blank())
     if max(document.schema, document.flags.schema) > SCHEMA:
         return View(blank())

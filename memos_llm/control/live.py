@@ -1,22 +1,22 @@
 """The driver of this process's flags: reads, watches and writes the store; decides nothing (`control.adopt` does).
 
-Four tasks: `follow` adopts what is published, `publish` brings cuts to the store, `beat` tells the fleet which revision
-is in force here, `keep` writes the last-good file. All state is one immutable `View`, replaced on the event loop only,
-so no lock guards it. A store that fails is waited for, with growing pauses; meanwhile the last flags stay in force.
+Five tasks: `follow` adopts what is published, `publish` brings cuts to the store, `beat` tells the fleet which revision
+is in force here, `keep` writes the last-good file, and `tick` notices that the event loop has stood still: `follow` has
+heard of nothing then, so whoever is the first to ask for the flags looks at the store. All state is one immutable
+`View`, replaced on the event loop only, so no lock guards it. A store that fails is waited for, with growing pauses;
+meanwhile the last flags stay in force.
 """
 
 import asyncio
 import contextlib
 import itertools
 import random
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from memos_llm.control import last_good as last_good_file
 from memos_llm.control.adopt import (
     Cut,
     Verdict,
@@ -34,17 +34,23 @@ from memos_llm.control.adopt import (
     with_cut,
 )
 from memos_llm.control.adoption import Proposal, propose, took_over
+from memos_llm.control.awake import STALE_S, Awake
 from memos_llm.control.confirm import Confirmation, confirm
-from memos_llm.control.pauses import LONGEST_PAUSE_S, for_ever, pauses_s, woken
+from memos_llm.control.keeper import Keeper
+from memos_llm.control.pauses import LONGEST_PAUSE_S, briefly, for_ever, pauses_s, woken
 from memos_llm.control.records import Records
-from memos_llm.control.words import founding, newer, regressed, seeded, withdrawn
+from memos_llm.control.standing import Standing
+from memos_llm.control.words import founding, seeded, withdrawn
 from memos_llm.core.commands import Actor, Audit, Command, Incident, Rollback, audit, incident
-from memos_llm.core.errors import LLMError, Refused, StoreUnreachable
+from memos_llm.core.errors import Refused, StoreUnreachable
 from memos_llm.core.events import Bus, FlagsChanged, InternalError, StoreState, place_of
-from memos_llm.core.flags import SCHEMA, Flags
+from memos_llm.core.flags import Flags
 from memos_llm.core.ports import Clock, Conflict, Instance, StateStore
 
 PART = "control"
+GLANCE_S = 0.25  # how long a decision waits for a store, once after the event loop has stood still
+CLOSE_S = 3.0  # for what is owed to the store; what it has not taken by then is in the last-good file
+LEAVE_S = 1.0  # to deregister, and to close the store
 TRIES = 40  # of a command that always finds somebody else faster; a rollback has no such limit
 
 
@@ -58,6 +64,7 @@ class Live:
         seed: makes the first flags of a new store. Without it a new store stays as it is, and share 0 is in force.
         clock: wall clock, Unix seconds.
         heartbeat_s: seconds between heartbeats.
+        stale_s: how long the event loop may have stood still before the store is looked at.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Live:
         seed: Callable[[], Flags] | None = None,
         clock: Clock = time.time,
         heartbeat_s: float = 1.0,
+        stale_s: float = STALE_S,
         owns_store: bool = False,
     ) -> None:
         self._store, self._bus, self._clock = store, bus, clock
@@ -80,13 +88,12 @@ class Live:
         self._heartbeat_s, self._owns_store = heartbeat_s, owns_store
         self._view = View(blank())
         self._current = self._view.published
-        self._state: StoreState | None = None
+        self._standing = Standing(bus, last_good)
         self._paid: tuple[str, tuple[Cut, ...]] = ("", ())  # what `publish` has brought to a store with that fault
         self._records = Records(store, bus)
-        self._barred = ""  # why the store takes nothing from us, though it answers
-        self._kept = self._view  # what `keep` has written
-        self._saving = threading.Lock()
-        self._wake_publish, self._wake_beat, self._wake_keep = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._keeper = Keeper(last_good, lambda: self._view, clock)
+        self._awake = Awake(stale_s, self._glance)
+        self._wake_publish, self._wake_beat = asyncio.Event(), asyncio.Event()
         self._submitting = asyncio.Lock()  # our own commands in turn: they would only conflict with each other
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._closed = False
@@ -105,11 +112,11 @@ class Live:
     @property
     def store_state(self) -> StoreState:
         """How the store looks from here, for `status`."""
-        return self._state or StoreState(reachable=False, detail="not asked yet")
+        return self._standing.state
 
     async def start(self) -> None:
         """Have flags in force, from the store, else from the last-good file, else baseline only; keep them fresh."""
-        self._view = self._kept = last_good_file.read(self._last_good, self._clock())
+        self._view = self._keeper.read()
         for cut in self._view.cuts:  # whoever made it may have died while it was being committed
             self._records.doubt(cut.command.incident)
         before = self._current = self._view.in_force()
@@ -120,15 +127,17 @@ class Live:
             self._lost(error)
         if self._current is before:
             self._bus.emit(FlagsChanged(flags=before))
-        steps = [self._follow, self._publish, self._beat_when_due]
+        self._awake.renew()
+        steps = [self._follow, self._publish, self._beat_when_due, self._awake.tick]
         if self._last_good is not None:
-            steps.append(self._keep)
+            steps.append(self._keeper.keep)
         self._tasks = tuple(
             asyncio.create_task(for_ever(step, self._failed), name=f"memos_llm {PART} {step.__name__.strip('_')}")
             for step in steps
         )
 
     def current(self) -> Flags:
+        self._awake.check()
         return self._current
 
     def cut(self, rollback: Rollback) -> None:
@@ -203,22 +212,26 @@ class Live:
         return await confirm(self._store, revision, timeout_s)
 
     async def aclose(self) -> None:
-        """Publish what is owed if the store lets us, write the last-good file, deregister."""
+        """Publish what is owed if the store lets us, write the last-good file, deregister; in time, if it hangs."""
         if self._closed:
             return
         self._closed = True
+        self._awake.end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(LLMError):
-            await self._pay(owed(self._view))
-            await self._record()
+        ended = [await briefly(self._settle(), CLOSE_S)]
         with contextlib.suppress(OSError):
-            await self._save()
-        with contextlib.suppress(StoreUnreachable):
-            await self._store.leave(self._instance.id)
+            await self._keeper.save()
+        ended.append(await briefly(self._store.leave(self._instance.id), LEAVE_S))
         if self._owns_store:
-            await self._store.aclose()
+            ended.append(await briefly(self._store.aclose(), LEAVE_S))
+        if not all(ended):
+            self._lost(StoreUnreachable("the store did not answer in time, and this process ends without it"))
+
+    async def _settle(self) -> None:
+        await self._pay(owed(self._view))
+        await self._record()
 
     # What is in force here
 
@@ -231,7 +244,7 @@ class Live:
             return
         self._current = view.in_force()
         self._wake_beat.set()
-        self._wake_keep.set()
+        self._keeper.wake()
         self._bus.emit(FlagsChanged(flags=self._current))
 
     def _cut(self, cut: Cut) -> None:
@@ -274,34 +287,22 @@ class Live:
     # What is said of the store
 
     def _found(self) -> None:
-        fault, schema = self._view.fault, self._view.published.schema
-        detail = newer(schema) if schema > SCHEMA else self._barred
-        if fault:
-            detail = regressed(fault, self._last_good)
-        self._say(StoreState(reachable=True, regressed=bool(fault), detail=detail))
+        self._standing.found(self._view)
 
     def _lost(self, error: StoreUnreachable) -> None:
-        self._say(StoreState(reachable=False, regressed=bool(self._view.fault), detail=error.message))
-
-    def _say(self, state: StoreState) -> None:
-        if state != self._state:
-            self._state = state
-            self._bus.emit(state)
+        self._standing.lost(self._view, error)
 
     # Reading
 
     async def _sync(self) -> None:
-        """Read the store once; a new one is seeded if we may."""
-        known = self._view.published
-        read = await self._store.load()
-        if read is None and known.revision == 0 and self._seed is not None:
-            read = await self._plant(self._seed())
-        self._observe(known, read)
+        await self._look(self._seed)
 
-    async def _look(self) -> Flags | None:
-        """Read the store and judge what it said against what was in force before it was asked."""
+    async def _look(self, seed: Callable[[], Flags] | None = None) -> Flags | None:
+        """Read the store and judge what it said against what was in force before it was asked; a new one is seeded."""
         known = self._view.published
         read = await self._store.load()
+        if read is None and known.revision == 0 and seed is not None:
+            read = await self._plant(seed())
         self._observe(known, read)
         return read
 
@@ -323,6 +324,17 @@ class Live:
             else:
                 self._observe(known, flags)
         raise StoreUnreachable("the store was closed")
+
+    def _glance(self) -> None:
+        """What was published while the event loop stood still was not heard of, so ask; once, whatever comes of it."""
+        known = self._view.published
+        try:
+            read = self._store.glance(GLANCE_S)
+        except Exception as error:  # noqa: BLE001 - told; the flags in force stay in force
+            self._failed(error)
+            return
+        if read is not None:
+            self._observe(known, read)
 
     # Writing
 
@@ -348,7 +360,7 @@ class Live:
         permit(before, after, actor)
         record = incident(command, before, after, actor, now)
         await self._bring(before.revision, after, audit(command, before, after, actor, now), record)
-        self._barred = ""
+        self._standing.barred = ""
         if not self._view.fault:
             self._adopt(after)
         if record is not None:
@@ -379,7 +391,7 @@ class Live:
                 await asyncio.sleep(pause_s)
             await self._record()
         except Refused as error:  # of a newer schema: what was cut stays in force here, and we try again
-            self._barred = error.message
+            self._standing.barred = error.message
             self._found()
             await asyncio.sleep(LONGEST_PAUSE_S)
 
@@ -426,24 +438,8 @@ class Live:
         await self._store.heartbeat(replace(self._instance, revision=revision, dead=self.dead()))
         self._found()
 
-    async def _keep(self) -> None:
-        if self._kept is self._view:
-            await woken(self._wake_keep)
-        await self._save()
-
-    async def _save(self) -> None:
-        if self._last_good is not None:
-            await asyncio.to_thread(self._write, self._last_good)
-
-    def _write(self, path: Path) -> None:
-        with self._saving:  # a writer that was cancelled may still be at it; the last one writes the newest
-            view = self._view
-            if view is not self._kept:
-                last_good_file.write(path, view, self._clock())
-                self._kept = view
-
     def _failed(self, error: Exception) -> None:
-        """Of a task's step, which is taken again; no error of ours ever reaches a request."""
+        """Of a step that is taken again; no error of ours ever reaches a request."""
         if isinstance(error, StoreUnreachable):
             self._lost(error)
         else:

@@ -6,6 +6,8 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
+from memos_llm.core.errors import LLMError
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -21,6 +23,17 @@ async def woken(event: asyncio.Event, timeout_s: float | None = None) -> None:
         async with asyncio.timeout(timeout_s):
             await event.wait()
     event.clear()
+
+
+async def briefly(work: Awaitable[None], within_s: float) -> bool:
+    """Do something at the end, if the store lets us; False when it was not done in time."""
+    with contextlib.suppress(LLMError):
+        try:
+            async with asyncio.timeout(within_s):
+                await work
+        except TimeoutError:
+            return False
+    return True
 
 
 async def for_ever(step: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> None:

@@ -312,7 +312,11 @@ class Rearm(Struct, frozen=True, kw_only=True):
 
 
 class Maintain(Struct, frozen=True, kw_only=True):
-    """Drain a provider until a time (Unix seconds), shares and latches untouched; None ends that now."""
+    """Drain a provider until a time (Unix seconds), shares and latches untouched; None ends that now.
+
+    Each begins new epochs of what the candidate is judged by: what was in flight when it was restarted says nothing of
+    it afterwards.
+    """
 
     provider: str
     until: float | None
@@ -322,7 +326,8 @@ class Maintain(Struct, frozen=True, kw_only=True):
 
     def apply(self, flags: Flags, now: float) -> Flags:
         self._check(flags, now)
-        after = _next(flags, now)
+        judged = dict.fromkeys((*flags.scopes, EMBEDDING)) if flags.candidate in ("", self.provider) else ()
+        after = _next(flags, now, {**flags.scopes, **{name: _anew(flags.scope(name), now) for name in judged}})
         others = {name: until for name, until in after.maintenance.items() if name != self.provider}
         given = {} if self.until is None else {self.provider: self.until}
         return replace(after, maintenance={**others, **given})

@@ -125,8 +125,8 @@ class Transport(Protocol):
         ...
 
     async def open(self, request: WireRequest) -> Reply:
-        """Send to `request.endpoint` (to another, if that was picked before anything was known of either: the reply
-        says). Returns once a 2xx status is there, or any status for a passage.
+        """Send to `request.endpoint`, or where `pick` says. Returns once a 2xx status is there, or any status for a
+        passage.
 
         Raises:
             AttemptFailed: anything else, already classified (`core.outcome`).
@@ -325,6 +325,12 @@ class StateStore(Protocol):
         """The current flags; None when the store is new."""
         ...
 
+    def glance(self, within_s: float) -> Flags | None:
+        """The current flags, for a caller that cannot await: one whose event loop has stood still. None: there are
+        none, or they cannot be had so within that time (of a store across a network: never).
+        """
+        ...
+
     def watch(self) -> AsyncIterator[Flags]:
         """Every change made by anyone after the call, newest only; within 1 s of its commit."""
         ...
@@ -372,6 +378,12 @@ class StateStore(Protocol):
         """
         ...
 
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        """Keep what `by` claimed for `lease_s` from now on, its lease over or not. False: it is another's by now, or
+        was told.
+        """
+        ...
+
     async def told(self, incident: str) -> None:
         """The webhooks have been told of an incident (or given up): it is not claimed again."""
         ...
@@ -407,7 +419,7 @@ class LiveFlags(Protocol):
     """This process's snapshot, kept fresh."""
 
     def current(self) -> Flags:
-        """Never waits."""
+        """Waits for nothing, but for a moment for a store on this host once the event loop has stood still."""
         ...
 
     def cut(self, rollback: Rollback) -> None:

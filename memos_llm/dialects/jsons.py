@@ -8,9 +8,6 @@ import msgspec
 
 T = TypeVar("T")
 
-FAILURES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises on bytes that are no JSON, of another type, or nested too deep."""
-
 
 def decode_as(data: bytes | msgspec.Raw, kind: type[T]) -> T:
     """Decode, or say in words what is wrong.

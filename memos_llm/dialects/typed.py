@@ -8,10 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from memos_llm.core.call import Usage
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.responses import Chat, EmbeddingResponse, LLMResponse, Options, StreamChunk, ToolCall
 from memos_llm.dialects.codecs.decoder import counted, malformed
 from memos_llm.dialects.framing import SseFramer
-from memos_llm.dialects.jsons import FAILURES
 from memos_llm.dialects.toolcalls import Assembler, Fragment
 
 SHAPING = frozenset(

@@ -257,7 +257,8 @@ class _Admin:
         return await changes.rollback(self._runtime.live, self._runtime.settings, asked.order, asked.actor)
 
     async def rearm(self, asked: Asked) -> Struct:
-        return await changes.rearm(self._runtime.live, self._runtime.settings, asked.order, asked.actor)
+        live, settings, transports = self._runtime.live, self._runtime.settings, self._runtime.transports
+        return await changes.rearm(live, settings, asked.order, asked.actor, transports)
 
     async def maintenance(self, asked: Asked) -> Struct:
         return await changes.maintenance(self._runtime.live, self._runtime.settings, asked.order, asked.actor)

@@ -221,7 +221,7 @@ def _document(document: object, status: int = 200) -> Response:
 
 
 def _error(request: Request, error: LLMError) -> Response:
-    voice = voice_of(request.url.path)
+    voice = voice_of(request.scope["path"])
     told = error_headers(error, calls.request_id(dict(request.scope["headers"])), voice.media_type)
     headers = {name.decode(): value.decode("latin-1") for name, value in told}
     return Response(voice.body(error, ""), voice.status(error), headers)
@@ -232,11 +232,11 @@ def _checked(report: Mapping[str, object]) -> Response:
 
 
 async def _nothing_here(request: Request, error: Exception) -> Response:
-    return _error(request, NotFound(f"nothing is served at {request.url.path}"))
+    return _error(request, NotFound(f"nothing is served at {request.scope['path']}"))
 
 
 async def _not_taken(request: Request, error: Exception) -> Response:
-    return _error(request, MethodNotAllowed(f"{request.url.path} does not take {request.method}"))
+    return _error(request, MethodNotAllowed(f"{request.scope['path']} does not take {request.method}"))
 
 
 class Own:

@@ -120,9 +120,12 @@ def body_to_come(scope: Scope) -> bool:
 
 
 class Connection(Protocol):
-    """A client's connection. `on_left` is called when it is lost while set."""
+    """A client's connection. `lost`: it is no more; `on_left` is called when it is lost while set."""
 
     on_left: Callable[[], None] | None
+
+    @property
+    def lost(self) -> bool: ...
 
 
 def connection_of(scope: Scope) -> Connection:
@@ -144,6 +147,11 @@ class DisconnectWatch:
     """
 
     def __init__(self, connection: Connection) -> None:
+        """Raises:
+        ClientLeft: it has left already.
+        """
+        if connection.lost:
+            raise ClientLeft
         self.left = False
         self._owner = asyncio.current_task()
         self._connection = connection

@@ -51,13 +51,15 @@ class Front(Protocol):
     def refused_head(self, status: int, target: str, why: str = "") -> bytes: ...
 
 
-class _Left:
-    """A transport under an answer that ends it: the connection itself closes it, when its client had time to read."""
+class _Outlet:
+    """As much of a transport as an answer needs; the connection decides what its end means."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self.write, self.is_closing = transport.write, transport.is_closing
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
 
-    def close(self) -> None: ...
+
+def _stay() -> None:
+    """Under an answer that ends it the connection is closed when its client had time to read."""
 
 
 class Cycle(RequestResponseCycle):
@@ -72,7 +74,7 @@ class Cycle(RequestResponseCycle):
     def send(self, message: Message) -> Awaitable[None]:  # type: ignore[override]  # a coroutine less for each event
         if self.more_body and not self.response_started:
             self.ends, self.keep_alive = True, False
-            self.transport = _Left(self.transport)  # type: ignore[assignment]  # as much of one as an answer needs
+            self.transport = _Outlet(self.transport, _stay)  # type: ignore[assignment]
         return self._whole(message) if "body" in message and not self.response_started else super().send(message)  # type: ignore[arg-type]  # uvicorn's own dicts
 
     async def _whole(self, message: Message) -> None:
@@ -99,6 +101,9 @@ class ClientConnection(HttpToolsProtocol):
 
     cycle: Cycle
     on_left: Callable[[], None] | None = None
+    lost = False
+    _outlet: _Outlet
+    _running: Cycle | None = None  # or the last that ran; `cycle` is the one that came last
     _late: asyncio.TimerHandle | None = None  # runs while a head is not whole, and while the end lingers
     _head: object = None  # what tells the head being read from any other; None between heads
     _head_bytes = 0
@@ -113,6 +118,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        self._outlet = _Outlet(transport, self._close)
         front: Front = self.app
         excess = len(self.connections) - front.max_connections
         if excess > MAX_REFUSED_AT_A_TIME:
@@ -145,8 +151,6 @@ class ClientConnection(HttpToolsProtocol):
     def _feed(self, data: bytes | memoryview) -> None:
         head = self._head
         self._unparsed_bytes += len(data)  # the parser keeps a header to itself until it is whole
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as found:
@@ -178,6 +182,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if self.timeout_keep_alive_task is not None:  # not before: an empty line is no request
+            self._unset_keepalive_if_required()
         self._extensions = {CONNECTION: self}
         self.scope["extensions"] = self._extensions
         self._head, self._head_bytes, self._unparsed_bytes = self.headers, 0, 0
@@ -222,6 +228,7 @@ class ClientConnection(HttpToolsProtocol):
         before, self.cycle = self.cycle, self._cycle(keep_alive=version != "1.0" and self.parser.should_keep_alive())
         self._extensions[REQUEST] = self.cycle
         if before is None or before.response_complete:
+            self._running = self.cycle
             self._task = task = self.loop.create_task(self.cycle.run_asgi(self.app))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
@@ -245,7 +252,7 @@ class ClientConnection(HttpToolsProtocol):
     def _cycle(self, *, keep_alive: bool) -> Cycle:
         return Cycle(
             scope=self.scope,
-            transport=self.transport,
+            transport=self._outlet,  # type: ignore[arg-type]
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -275,9 +282,13 @@ class ClientConnection(HttpToolsProtocol):
             self._linger()
             return
         was_last = not self.pipeline
+        if not was_last:
+            self._running = self.pipeline[-1][0]  # type: ignore[assignment]  # ours
         super().on_response_complete()
         if self.transport.is_closing():
             return
+        if self._head is not None:  # it has a time limit of its own
+            self._unset_keepalive_if_required()
         if self.pipeline:
             self.flow.pause_reading()
         elif self._unread:
@@ -329,7 +340,7 @@ class ClientConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._late = self.loop.call_later(LINGER_S, self.transport.close)
+        self._late = self.loop.call_later(LINGER_S, self._close)
 
     def _await_head(self) -> None:
         front: Front = self.app
@@ -340,7 +351,7 @@ class ClientConnection(HttpToolsProtocol):
         if self.pipeline or self._unread:  # it waits for us
             self._await_head()
         elif self._head is None:  # nothing came on this connection: nobody waits for words
-            self.transport.close()
+            self._close()
         else:
             self._refuse(_TOO_SLOW)
 
@@ -349,13 +360,23 @@ class ClientConnection(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
 
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """A transport stays until its client has read everything: who does not is waited for no longer than before."""
+        self.transport.close()
+        if self._stuck is None and not self.lost:
+            self._await_reader()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._await_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._forget_reader()
+        if not self.transport.is_closing():
+            self._forget_reader()
 
     def _await_reader(self) -> None:
         left = self.transport.get_write_buffer_size()
@@ -375,8 +396,12 @@ class ClientConnection(HttpToolsProtocol):
             self._stuck = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
         self._forget_timer()
         self._forget_reader()
+        self.pipeline.clear()
+        if self._running is not None:
+            self.cycle = self._running  # uvicorn tells that one
         super().connection_lost(exc)
         if self.on_left is not None:
             self.on_left()

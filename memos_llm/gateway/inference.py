@@ -99,7 +99,11 @@ class Work(Protocol):
         ...
 
     def instead(self, call: Call, error: BadRequest) -> Local | None:
-        """What is answered where no back end offers the call or has its model; None: the error."""
+        """What is answered where no back end offers the call or has its model; None: the error.
+
+        Raises:
+            LLMError: another error says it better.
+        """
         ...
 
 
@@ -138,13 +142,14 @@ class Inference:
             part.give_back()
 
     async def _fail(self, reply: "Reply", call: Call | None, error: LLMError) -> None:
-        if call is None or (isinstance(error, NotOffered) and error.decision is None):  # else the engine tells it
-            self._bus.emit(
-                RequestRefused(
-                    request_id=reply.id, status=error.http_status, error_name=error.name, error_code=error.code
-                )
-            )
+        if call is None:  # else the engine tells it
+            self._tell_refused(reply, error)
         await reply.fail(error)
+
+    def _tell_refused(self, reply: "Reply", error: LLMError) -> None:
+        self._bus.emit(
+            RequestRefused(request_id=reply.id, status=error.http_status, error_name=error.name, error_code=error.code)
+        )
 
     async def _answer(self, call: Call, connection: Connection, work: Work, reply: "Reply") -> None:
         watch = DisconnectWatch(connection)
@@ -155,15 +160,27 @@ class Inference:
             finally:
                 await exchange.aclose()
         except (NotOffered, ModelNotFound) as error:
-            local = work.instead(call, error)
-            if local is None:
-                raise
+            local = self._instead(call, error, work, reply)
             await reply.whole(local.status, [*local.headers, (b"x-request-id", reply.id.encode())], local.body)
         except asyncio.CancelledError:
             if not watch.left:
                 raise
         finally:
             watch.stop()
+
+    def _instead(self, call: Call, error: BadRequest, work: Work, reply: "Reply") -> Local:
+        """Raises:
+        LLMError: nothing is answered instead; told here where the engine never began with the call.
+        """
+        try:
+            local = work.instead(call, error)
+            if local is None:
+                raise error
+        except LLMError as last:
+            if error.decision is None:
+                self._tell_refused(reply, last)
+            raise
+        return local
 
 
 async def body_of(arrival: Arrival, part: Part | None = None) -> bytes:

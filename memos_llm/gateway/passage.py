@@ -3,6 +3,7 @@
 Of a body only the model's name is read, for the books and for what may leave this machine.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -33,7 +34,7 @@ RETURNED = (
 )
 """What of the back end's headers is the client's, besides the content type."""
 
-SPACE = b" \t\r\n"  # JSON's
+SPACE = " \t\r\n"  # JSON's
 
 STREAMS = ("text/event-stream", "application/x-ndjson")
 """Types of answers that can end with an error."""
@@ -52,7 +53,7 @@ class PassageWork:
     def call(self, arrival: Arrival, body: bytes, *, id: str, accepted_at: float) -> Call:
         place, headers, rules = arrival.place, arrival.headers, arrival.rules
         check_path(place.path)
-        head = _head(body) if body.lstrip(SPACE)[:1] == b"{" else {}
+        head = _head(body)
         names = list(_names(head))
         for name in names:
             check_model(name, rules)
@@ -102,13 +103,28 @@ def check_path(path: str) -> None:
 
 
 def _head(body: bytes) -> Mapping[str, Raw]:
-    """Raises:
-    BadRequest: we cannot read it, though the back end might: Ollama overlooks what follows the first document.
+    """The members of a JSON object; none of anything else.
+
+    Raises:
+        BadRequest: we cannot read it, though the back end might: Ollama overlooks what follows the first document.
     """
+    if not _is_object(body):
+        return {}
     try:
         return decode_as(body, dict[str, Raw])
     except ValueError as error:
-        raise BadRequest(f"the body begins like a JSON object and is none: {error}") from None
+        raise BadRequest(f"the body begins like a JSON object and is none in UTF-8: {error}") from None
+
+
+def _is_object(body: bytes) -> bool:
+    """Whether some back end would take it for a JSON object: Python's `json.loads` reads more than our UTF-8."""
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8":
+        return body.lstrip(SPACE.encode())[:1] == b"{"
+    try:
+        return body.decode(encoding, "surrogatepass").lstrip(SPACE)[:1] == "{"
+    except ValueError:
+        return False
 
 
 def _names(head: Mapping[str, Raw]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from memos_llm.gateway.connection import ClientConnection
 
 PREDRAIN_S = 0.5
 FAREWELL_S = 1.0
+KEEP_ALIVE_S = 75  # between an answer and the next request
 
 
 class Server(uvicorn.Server):
@@ -85,7 +86,7 @@ def build(app: object, *, drain_s: float) -> Server:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(drain_s)),
         )
     )

@@ -234,7 +234,11 @@ class _Supervisor:
         place.reports, theirs = context.Pipe(duplex=False)
         place.process = context.Process(target=self._be, args=(place.name, theirs), name=f"worker-{place.name}")
         place.due_at, place.started_at = None, self._clock()
-        place.process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the child's first ones would be told to us, and lost to it
+        try:
+            place.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
 
     def _be(self, name: str, reports: Connection) -> None:
@@ -243,6 +247,7 @@ class _Supervisor:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         lifeline, held = self._lifeline
         os.close(held)
         place = Shared(folder=self._folder, place=name, workers=len(self._places))

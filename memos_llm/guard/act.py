@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from secrets import token_hex
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from memos_llm.core.commands import Rollback
 from memos_llm.core.events import RollbackHeld
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags
@@ -19,6 +21,7 @@ from memos_llm.guard.scope import Obstacle, Use, has_share, models_in, narrower,
 from memos_llm.guard.triggers import SLOW_PART, as_bad, tripped
 from memos_llm.guard.windows import Of, belongs
 
+ILL = 0.05  # a baseline of which more fails is as bad, where no limit on failures says so
 APART = 0.99  # how sure that a component fares better than what fails
 LATELY_S = 3600.0  # for what the components ask
 BEFORE_S = 60.0  # a failure that is known now began up to so long ago
@@ -37,16 +40,30 @@ RANK = (
 
 
 class Fired(NamedTuple):
-    """A verdict that fires, since when it is known (Unix seconds), and the epochs judged, by scope."""
+    """A verdict that fires, when the first bad one of it was and since when it is known (Unix seconds), and the epochs
+    judged, by scope.
+    """
 
     evaluation: Evaluation
+    began: float
     at: float
     epochs: Mapping[str, int]
 
 
 def from_run(trip: Trip) -> Fired:
     """What a run that tripped says."""
-    return Fired(tripped(trip), trip.at, trip.epochs if trip.trigger not in HARD else {})
+    return Fired(tripped(trip), trip.since, trip.at, trip.epochs if trip.trigger not in HARD else {})
+
+
+def from_said(said: Evaluation, reading: Reading, flags: Flags) -> Fired:
+    """What windows, probes and breakers say. A window may begin long before its epoch, or the first bad request."""
+    if said.trigger in HARD:
+        return Fired(said, said.since, reading.at, {})
+    of = reading.current.of(said.sum)
+    epochs = {key.scope: key.epoch for key in filter(of, reading.windows.keys())}
+    since = max(said.since, min((flags.scope(scope).since for scope in epochs), default=said.since))
+    bad = reading.windows.first_bad(of, since, reading.at + 1, slow=said.trigger in SLOWNESS)
+    return Fired(said, since if bad is None else max(since, bad), reading.at, epochs)
 
 
 class Knowledge(NamedTuple):
@@ -144,7 +161,18 @@ def _scopes(
             return (GLOBAL, *vectors)
     began = min(said.since, reading.at - BEFORE_S)
     uses = _uses(reading, began, slow=said.trigger in SLOWNESS, hard=said.trigger in HARD)
+    if _is_of_models(said, fired, uses):
+        return ()
     return to_latch(said.sum, uses, () if said.trigger in OF_ENDPOINTS else _well(said, reading, known))
+
+
+def _is_of_models(said: Evaluation, fired: Sequence[Fired], uses: Sequence[Use]) -> bool:
+    """Whether all that is bad in the provider's sum is of models that fire as well: their verdicts say more."""
+    if said.sum.component or said.sum.model or said.trigger in OF_ENDPOINTS:
+        return False
+    firing = {one.evaluation.sum.model for one in fired if one.evaluation.trigger is said.trigger}
+    bad = {use.model for use in uses if use.failures}
+    return bool(bad) and bad <= firing
 
 
 def _uses(reading: Reading, since: float, *, slow: bool = False, hard: bool = False) -> list[Use]:
@@ -201,10 +229,12 @@ def _unfit(said: Evaluation, reading: Reading) -> str:
     """Why the limit does not fit, for the baseline is as bad over the same time; empty when it is not."""
     limits = reading.policy.guard.limits(said.sum)
     slow = said.trigger in SLOWNESS
-    limit = SLOW_PART if slow else limits.error_rate
-    if limit is None or said.trigger is Trigger.HEALTH:
+    if said.trigger is Trigger.HEALTH:
         return ""
+    limit = SLOW_PART if slow else ILL if limits.error_rate is None else limits.error_rate
     began = max(said.since, reading.at - limits.window_s)  # of what goes on for longer only that says how it is now
+    if said.trigger is Trigger.BREAKER_OPEN and not _bad(said, began - BEFORE_S, reading, slow=False)[1]:
+        said = replace(said, sum=Sum(provider=said.sum.provider))  # it opened for those who asked for other models
     for since in (began, began - BEFORE_S):
         bad = _bad(said, since, reading, slow=slow)
         here = _bad(said, since, reading, slow=slow, provider=reading.policy.baseline)
@@ -279,7 +309,7 @@ def _evidence(
         models=models,
         versions={f"{seen.provider} {seen.endpoint}": seen.version for seen in known.probes if seen.version},
         requests=said.requests[:10],
-        detection_s=max(0.0, first.at - said.since),
+        detection_s=max(0.0, first.at - first.began),
         decision_s=max(0.0, at - first.at),
         note=f"also fired: {', '.join(also)}" if also else "",
     )

@@ -105,6 +105,17 @@ class Health:
             for gone in [place for place in known if place not in places]:
                 known.pop(gone)
 
+    def forgive(self, provider: str, now: float) -> None:
+        """Its maintenance is over: streaks begin anew, and what is open has only just opened."""
+        for known in (self._streaks, self._ill_since):
+            for place in [place for place in known if place[0] == provider]:
+                del known[place]
+        for place, changes in self._changes.items():
+            if place[0] == provider:
+                _, is_open = changes[-1]
+                changes.clear()
+                changes.append((now, is_open))
+
     def seen(self, *providers: str) -> tuple[ProbeSeen, ...]:
         """The last probe of each of their endpoints."""
         return tuple(probe for (provider, _), probe in sorted(self._seen.items()) if provider in providers)
@@ -177,11 +188,15 @@ def judge_probes(
     provider: str,
     serving: Serving,
     failures: int,
-    others: Sequence[Instance],
+    others: Sequence[Instance] | None,
     now: float,
     at: float,
 ) -> list[Evaluation]:
-    """Each model of one provider, by its endpoints' probes. `at` is `now` in Unix seconds."""
+    """Each model of one provider, by its endpoints' probes.
+
+    Args:
+        others: None while it is not known what they say; then nobody is a majority. at: `now` in Unix seconds.
+    """
     own = health.dead(lambda name: failures if name == provider else None)
     return [
         _probes(health, Sum(provider=provider, model=model), endpoints, failures, own, others, now, at)
@@ -196,7 +211,7 @@ def _probes(
     endpoints: Sequence[str],
     failures: int,
     own: Collection[str],
-    others: Sequence[Instance],
+    others: Sequence[Instance] | None,
     now: float,
     at: float,
 ) -> Evaluation:
@@ -205,7 +220,7 @@ def _probes(
     verdict, reason = Verdict.PASS, "within"
     if not health.probing:
         verdict, reason = Verdict.INCONCLUSIVE, "no-data"
-    elif here and agreed(endpoints, own, others):
+    elif here and others is not None and agreed(endpoints, own, others):
         verdict, reason = Verdict.FAIL, "over-limit"
     elif here:
         verdict, reason = Verdict.INCONCLUSIVE, "no-majority"

@@ -10,6 +10,7 @@ from math import inf
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags
 from memos_llm.core.inventory import OTHER
 from memos_llm.core.policy import Policy, Signal
+from memos_llm.core.ports import Clock
 from memos_llm.core.verdicts import Sum
 from memos_llm.core.windows import Field, WindowDelta, WindowKey, bucket
 from memos_llm.guard.runs import MOST_IDS, Runs
@@ -54,12 +55,14 @@ class Row:
 class Lane:
     """`limits` are those in force; a request keeps the lane that it started in. Of the slow and the fast ones that
     became known since the last second was judged `bad` has some ids. A request in flight is slow from `passes_s` on.
+    What starts before `drained_until` (Unix seconds) found its provider under maintenance.
     """
 
     __slots__ = (
         "abandon_s",
         "bad",
         "current",
+        "drained_until",
         "fast",
         "feeds",
         "key",
@@ -80,6 +83,7 @@ class Lane:
         self.times = timed and limits.signal is Signal.E2E, timed  # latency is judged: of a whole answer, of a stream
         self.passes_s = inf if self.limit_s is None or limits.signal is Signal.TPOT else self.limit_s
         self.row = Row(key, 0)
+        self.drained_until = 0.0
         self.slow = self.fast = 0
         self.bad: list[str] = []
 
@@ -94,10 +98,10 @@ class Lane:
 
 
 class Lanes:
-    """All lanes in use, and the runs of the candidate's sums."""
+    """All lanes in use, and the runs of the candidate's sums. `clock`: monotonic seconds."""
 
-    def __init__(self, policy: Callable[[], Policy], flags: Callable[[], Flags]) -> None:
-        self._policy_now, self._flags_now = policy, flags
+    def __init__(self, policy: Callable[[], Policy], flags: Callable[[], Flags], clock: Clock) -> None:
+        self._policy_now, self._flags_now, self._clock = policy, flags, clock
         self._policy, self._flags = policy(), flags()
         self._lanes: dict[Place, Lane] = {}
         self._runs: dict[Sum, Runs] = {}
@@ -134,11 +138,12 @@ class Lanes:
             self._follow(flags)
 
     def _follow(self, flags: Flags) -> None:
-        if flags.rearmed_at > self._flags.rearmed_at:
+        before, self._flags = self._flags, flags
+        if flags.rearmed_at > before.rearmed_at or self._drained(flags) not in (0.0, self._drained(before)):
             for runs in self._runs.values():
-                runs.forgive()
-        self._flags = flags
+                runs.forgive(self._clock())
         for place, lane in list(self._lanes.items()):
+            lane.drained_until = flags.maintenance.get(lane.key.provider, 0.0)
             if not current(flags, lane.key):
                 self._over(lane)
                 del self._lanes[place]
@@ -146,6 +151,10 @@ class Lanes:
             fed = {id(runs) for lane in self._lanes.values() for runs in lane.feeds}
             for of in [of for of, runs in self._runs.items() if runs.at_rest and id(runs) not in fed]:
                 del self._runs[of]
+
+    def _drained(self, flags: Flags) -> float:
+        """Until when the candidate is, Unix seconds; 0 where nothing is said of it."""
+        return flags.maintenance.get(self._policy.candidate or "", 0.0)
 
     def judge_second(self, now: float) -> None:
         """Hand what became known since the last one to the runs."""
@@ -162,6 +171,7 @@ class Lanes:
         scope, epoch, provider, model, component = place
         key = WindowKey(scope=scope, epoch=epoch, provider=provider, model=model, component=component)
         lane = Lane(key, self._policy, self._feeds(key), current(self._flags, key))
+        lane.drained_until = self._flags.maintenance.get(provider, 0.0)
         if lane.limit_s is not None:
             self.least_s = min(self.least_s, lane.limit_s)
         return lane

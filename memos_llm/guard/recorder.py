@@ -59,7 +59,7 @@ class Recorder:
         wall: Clock = time.time,
     ) -> None:
         self._clock, self._wall = clock, wall
-        self._lanes = Lanes(policy, flags)
+        self._lanes = Lanes(policy, flags, clock)
         self._open: dict[Named, Open] = {}
         self._over: deque[tuple[float, Named]] = deque()  # requests that are, while an attempt's end is not told
         self._dirty: list[Row] = []
@@ -144,6 +144,8 @@ class Recorder:
         place = decision.scope, decision.epoch, event.provider, event.model, event.component
         lane = self._lanes.find(place) or self._lanes.add(place)
         now = self._clock()
+        if lane.drained_until > now + self._offset:
+            return
         second = self._second
         if second.start != (start := int(now + self._offset)):
             second = self._next_second(start)
@@ -153,8 +155,7 @@ class Recorder:
         times = lane.times[event.stream]
         row.n += 1
         row.t += times
-        if not row.dirty:
-            self._touch(row)
+        self._touch(row)
         one = Open(named, event.request_id, lane, row, second, now, now, event.key, event.retry, times, times)
         self._open[named] = one
         if self._uneasy:

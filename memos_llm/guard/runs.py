@@ -1,11 +1,13 @@
 """The sequential runs and time-out streaks of one sum of the candidate's requests, in this process.
 
 They trip long before the windows have enough. Those of errors and of slowness begin anew with the scope's epoch and
-with other limits; a streak of time-outs outlives epochs. What tripped is kept until it is asked for, once a trigger.
+with other limits; a streak of time-outs outlives epochs, and ends when a human says so. What tripped is kept until it
+is asked for, once a trigger.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from math import inf
 
 from msgspec import Struct
 
@@ -53,18 +55,23 @@ class Bad:
     def __init__(self) -> None:
         self.n = self.k = 0
         self.since = 0.0
-        self.ids: deque[str] = deque(maxlen=MOST_IDS)
+        self.last: deque[tuple[float, str]] = deque(
+            maxlen=MOST_IDS
+        )  # when each was known, and its id; of runs before too
         self.epochs: dict[str, int] = {}
 
     def begin(self, now: float) -> None:
         self.n = self.k = 0
         self.since = now
-        self.ids.clear()
         self.epochs.clear()
 
-    def note(self, key: WindowKey, request_id: str) -> None:
-        self.ids.append(request_id)
+    def note(self, key: WindowKey, request_id: str, now: float) -> None:
+        self.last.append((now, request_id))
         self.epochs[key.scope] = key.epoch
+
+    def ids(self, since: float) -> tuple[str, ...]:
+        """Of the last ones, as far as they became known since then."""
+        return tuple(request_id for at, request_id in self.last if at >= since)
 
 
 class Runs:
@@ -75,6 +82,7 @@ class Runs:
         self.timeouts = None if limits.consecutive_timeouts is None else TimeoutRun(limits.consecutive_timeouts)
         self._timed_out = Bad()
         self._tripped: dict[Trigger, float] = {}
+        self._forgiven_at = -inf
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -85,8 +93,11 @@ class Runs:
         self._failed, self._slow = Bad(), Bad()
         self._tripped = {trigger: at for trigger, at in self._tripped.items() if trigger in HARD}
 
-    def forgive(self) -> None:
-        """A human says that it is well again: what was before a re-arm is not held against it."""
+    def forgive(self, now: float) -> None:
+        """A human says that it is well again, or will be after a maintenance: nothing that started until now is held
+        against it.
+        """
+        self._forgiven_at = now
         self.content()
         self._tripped.clear()
 
@@ -118,18 +129,18 @@ class Runs:
         if not charge:
             self._failed.n += 1
         self._failed.k += 1
-        self._failed.note(key, request_id)
+        self._failed.note(key, request_id, now)
         if self.errors.fail(charge, started_at, now):
             self._tripped[Trigger.ERROR_RUN] = now
 
     def timed_out(self, key: WindowKey, request_id: str, retry: int, started_at: float, now: float) -> None:
-        if self.timeouts is None:
+        if self.timeouts is None or started_at <= self._forgiven_at:
             return
         if not self.timeouts.streak:
             self._timed_out.begin(now)
         tripped = self.timeouts.timeout(started_at, now, retry)
         self._timed_out.n = self._timed_out.k = self.timeouts.streak
-        self._timed_out.note(key, request_id)
+        self._timed_out.note(key, request_id, now)
         if tripped:
             self._tripped[Trigger.TIMEOUTS] = now
 
@@ -153,9 +164,15 @@ class Runs:
         self._slow.n += slow + fast
         self._slow.k += slow
         for key, request_id in bad:
-            self._slow.note(key, request_id)
+            self._slow.note(key, request_id, now)
         if self.slowness.second(slow, fast):
             self._tripped[Trigger.LATENCY_RUN] = now
+
+    def bad(self, trigger: Trigger, since: float) -> tuple[str, ...]:
+        """Ids of the last ones that failed, or were slow if `trigger` judges that: what the windows cannot tell.
+        `since`: monotonic.
+        """
+        return (self._slow if trigger is Trigger.LATENCY else self._failed).ids(since)
 
     def _charge(self, charges: Charges) -> int:
         return sum(charge for run, charge in charges if run is self.errors)
@@ -175,7 +192,7 @@ class Runs:
                 k=of[trigger].k,
                 since=of[trigger].since + offset,
                 at=now + offset,
-                requests=tuple(of[trigger].ids),
+                requests=of[trigger].ids(of[trigger].since),
                 epochs=dict(of[trigger].epochs),
             )
             for trigger, now in tripped.items()

@@ -59,13 +59,15 @@ def to_latch(failing: Sum, uses: Sequence[Use], well: Collection[str]) -> tuple[
 
 
 def _guilty(failing: Sum, uses: Sequence[Use], well: Collection[str]) -> list[str]:
+    """Of a failing model: who used nothing else, failed or not, for what is diverted from it never fails."""
     mine = [use for use in uses if _is_of(use, failing)]
-    if failing.model and not failing.component:
-        mixed = {use.scope for use in uses if not _is_of(use, failing)}
-        mine = [use for use in mine if use.scope not in mixed] or mine
+    mixed = {use.scope for use in uses if not _is_of(use, failing)}
+    only = [use for use in mine if use.scope not in mixed] if failing.model and not failing.component else []
+    mine = only or mine
     if not failing.component:
         mine = [use for use in mine if use.scope not in well] or mine  # it is explained without those that are well
-    mine = [use for use in mine if use.failures] or mine
+    if not only:
+        mine = [use for use in mine if use.failures] or mine
     return list(dict.fromkeys(use.scope for use in sorted(mine)))
 
 

@@ -84,11 +84,12 @@ def cluster_lower(blocks: Blocks, confidence: float) -> float:
 
 def as_bad(limit: float, candidate: tuple[int, int], baseline: tuple[int, int]) -> bool:
     """Whether the baseline is over the limit itself and the candidate not surely worse (Newcombe, 95 %, one-sided).
+    One bad request is no rate: a baseline that hardly anybody asks would stand in the way of everything.
 
     Args:
         candidate, baseline: bad ones and all, over the same stretch of time.
     """
-    if not baseline[1] or not candidate[1] or baseline[0] <= limit * baseline[1]:
+    if baseline[0] < 2 or not candidate[1] or baseline[0] <= limit * baseline[1]:
         return False
     return difference_lower(candidate, baseline, UNSURE) <= 0
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 from msgspec.structs import replace
@@ -35,7 +35,7 @@ from memos_llm.core.policy import Policy
 from memos_llm.core.ports import Clock, Instance, LiveFlags, Routes, StateStore, Transport
 from memos_llm.core.verdicts import HARD, Evaluation, Sum
 from memos_llm.core.windows import WindowDelta
-from memos_llm.guard.act import Fired, Knowledge, act, from_run
+from memos_llm.guard.act import Fired, Knowledge, act, from_run, from_said
 from memos_llm.guard.health import Health, judge_breakers, judge_probes
 from memos_llm.guard.judge import Reading, Saying, failing, of_runs, read
 from memos_llm.guard.recorder import Recorder
@@ -51,6 +51,8 @@ PRUNE_S = 60.0
 KEEP_EPOCHS = 2  # that are over: what is wrong may have outlived them
 STORE_S = 1.0  # that an answer of the store is waited for before what is known here is judged
 SLICE_S = 0.005  # of judging, then others have their turn
+VOTES_S = 5.0  # that the others' hold while the store does not tell them; an instance is live for as long
+QUICK_S = 0.5  # of an answer that took the store longer nobody knows when it looked at its clock
 CLOSE_S = 3.0  # for the last flush
 QUIET_S = 30.0  # what was held is told again once it was not so for that long
 MOST_HELD = 100
@@ -86,11 +88,14 @@ class Guard:
         self._windows, self._health = Windows(), Health()
         self._recorder = Recorder(self._policy, live.current, clock, wall)
         self.said: GuardSaid | None = None
-        self._others: Sequence[Instance] = ()
+        self._others: Sequence[Instance] | None = None  # that probe; None: not asked since something is dead
+        self._told_at = clock()  # when the store answered last
+        self._knows_time = False  # by the store's clock
         self._asking: asyncio.Task[None] | None = None  # what the store has not answered yet
         self._given: Sequence[WindowDelta] = ()  # to `merge`, and it may have them: they are given again as they are
         self._held: OrderedDict[tuple[object, ...], float] = OrderedDict()
         self._blind = GuardBlind(what="")
+        self._drained: frozenset[str] = frozenset()  # who was under maintenance a second ago
         self._born = clock()
         self._late_at, self._pruned_at = float("-inf"), clock()
         self._ending = asyncio.Event()
@@ -220,17 +225,25 @@ class Guard:
         await asyncio.wait((self._asking,), timeout=STORE_S)
         if self._asking.done():
             self._asking = None
-        else:
-            self._others = ()
 
     async def _ask_store(self) -> None:
-        for step in (self._merge, self._ask_others):
-            try:
-                await step()
-            except StoreUnreachable:  # whoever follows the flags tells of it
-                continue
-            except Exception as error:  # noqa: BLE001 - told; what this process saw itself is judged all the same
-                self._fault(error)
+        told = await self._tried(self._merge)
+        if self._dead():  # then it matters what the others' probes say
+            told = await self._tried(self._ask_others)
+        else:
+            self._others = None
+        if told:
+            self._told_at = self._clock()
+
+    async def _tried(self, step: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await step()
+        except StoreUnreachable:  # whoever follows the flags tells of it
+            return False
+        except Exception as error:  # noqa: BLE001 - told; what this process saw itself is judged all the same
+            self._fault(error)
+            return False
+        return True
 
     async def _merge(self) -> None:
         if not self._given:
@@ -241,15 +254,21 @@ class Guard:
         except Refused:  # of a newer schema: nothing may be added, and what others count is seen
             brought = ()
             merged = await self._store.merge(brought, self._windows.cursor)
-        self._recorder.at_store(merged.at - (asked_at + self._clock()) / 2)
+        answered_at = self._clock()
+        if answered_at - asked_at <= QUICK_S or not self._knows_time:
+            self._recorder.at_store(merged.at - (asked_at + answered_at) / 2)
+            self._knows_time = True
         self._windows.learn(merged, brought)
         self._given = ()
 
     async def _ask_others(self) -> None:
-        """What the others' probes say, where that matters; nobody, while the store is away."""
-        self._others = ()
-        if self._dead():
-            self._others = [one for one in await self._store.instances() if one.id != self._instance]
+        self._others = [one for one in await self._store.instances() if one.id != self._instance]
+
+    def _votes(self) -> Sequence[Instance] | None:
+        """The others, with what their probes say; None while that is not known. Nobody, once the store was away for too
+        long: then this process is alone.
+        """
+        return self._others if self._clock() - self._told_at <= VOTES_S else ()
 
     # Judging
 
@@ -263,7 +282,7 @@ class Guard:
         self._bus.emit(self.said)
         if policy.candidate is not None:
             known = self.said if self._live.current() is flags else replace(self.said, evaluations=more)  # or too late
-            over = [Fired(one, reading.at, _epochs(one, reading)) for one in failing(known, policy.candidate)]
+            over = [self._fired(one, reading, flags) for one in failing(known, policy.candidate)]
             trips = self._recorder.trips()  # what tripped since the last tick is of the same moment
             self._drain()
             self._act([*map(from_run, trips), *over])
@@ -288,7 +307,7 @@ class Guard:
             rearmed_at = self._live.current().rearmed_at
             found += judge_breakers(self._health, candidate, serving, rearmed_at - self._offset, now, at)
         if limits.health_failures is not None:
-            found += judge_probes(self._health, candidate, serving, limits.health_failures, self._others, now, at)
+            found += judge_probes(self._health, candidate, serving, limits.health_failures, self._votes(), now, at)
         return found
 
     def _serving(self, policy: Policy, transports: Mapping[str, Transport]) -> dict[str, Sequence[str]]:
@@ -304,14 +323,24 @@ class Guard:
 
     # Acting
 
+    def _fired(self, said: Evaluation, reading: Reading, flags: Flags) -> Fired:
+        """With the ids of bad ones that this process had itself."""
+        own = (runs for runs in self._recorder.runs if runs.sum == said.sum and said.trigger not in HARD)
+        ids = (runs.bad(said.trigger, said.since - self._offset) for runs in own)
+        return from_said(replace(said, requests=next(ids, ())), reading, flags)
+
     def _act(self, fired: Sequence[Fired]) -> None:
         policy, transports = self._routes()
         candidate = policy.candidate
         mine = [one for one in fired if one.evaluation.sum.provider == candidate]
+        flags, at = self._live.current(), self._at()
+        before, self._drained = self._drained, flags.maintained(at)
+        if candidate in before - self._drained:
+            self._health.forgive(candidate, self._clock())
+            return  # what fires now was seen under maintenance
         if not mine or candidate is None or not policy.guard.enabled:
             return
-        flags = self._live.current()
-        reading = read(self._windows, policy, flags, self._at())
+        reading = read(self._windows, policy, flags, at)
         done = act(mine, candidate, reading, flags, self._knowledge(policy, transports))
         for held in done.held:
             self._hold(held, flags)
@@ -364,19 +393,11 @@ class Guard:
         if candidate is None or not policy.guard.enabled or not has_share(GLOBAL, flags, policy):
             return False
         grace_s = policy.guard.of(candidate).window_s
-        began = max(flags.scope(GLOBAL).since, self._born + self._offset)
+        began = max(flags.scope(GLOBAL).since, flags.maintenance.get(candidate, 0.0), self._born + self._offset)
         if reading.at - began < grace_s or candidate in flags.maintained(reading.at):
             return False
         of = reading.current.of(Sum(provider=candidate))
         return reading.windows.counted(of, reading.at - grace_s, reading.at + 1).n == 0
-
-
-def _epochs(said: Evaluation, reading: Reading) -> dict[str, int]:
-    """The epochs that a soft verdict is about."""
-    if said.trigger in HARD:
-        return {}
-    of = reading.current.of(said.sum)
-    return {key.scope: key.epoch for key in filter(of, reading.windows.keys())}
 
 
 async def _waited(event: asyncio.Event, timeout_s: float) -> None:

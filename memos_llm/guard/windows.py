@@ -133,6 +133,12 @@ class Windows:
                 slow[block] = slow.get(block, 0) + slow_there
         return [(timed[block], slow[block]) for block in sorted(timed) if timed[block] or slow[block]]
 
+    def first_bad(self, of: Of, since: float, until: float, *, slow: bool) -> float | None:
+        """When the second (further back: the minute) began in which the first one started that failed, or was slow."""
+        field, start, end = SLOW if slow else FAILED, floor(since), ceil(until)
+        rows = (row for key in self._asked(of) for row in self._of_rows(key, start, end))
+        return min((at for at, counts in rows if counts.get(field, 0) > 0), default=None)
+
     def kinds(self, of: Of, since: float, until: float) -> dict[str, int]:
         """Failures by outcome kind."""
         return {KINDS[field]: count for field, count in self._sums(of, since, until).items() if field in KINDS}

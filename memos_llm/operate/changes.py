@@ -14,6 +14,7 @@ from memos_llm.core.commands import Actor, Command, Maintain, Rearm, Rollback, S
 from memos_llm.core.errors import BadRequest, ConfigError, Refused, StoreUnreachable
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags, format_share
 from memos_llm.core.policy import Policy
+from memos_llm.core.ports import Transport
 from memos_llm.operate.documents import Adoption, Change
 from memos_llm.operate.guarding import baseline_doubts, watched
 from memos_llm.operate.orders import (
@@ -29,7 +30,7 @@ from memos_llm.operate.orders import (
     scope_of,
     waiting,
 )
-from memos_llm.operate.probing import ills, probe_one
+from memos_llm.operate.probing import ills, probe_one, probe_open
 
 if TYPE_CHECKING:
     from memos_llm.config import Settings
@@ -78,8 +79,11 @@ async def rollback(live: Live, settings: "Settings", order: RollbackOrder, actor
     return await submit(live, wanted, actor, wait_s=order.wait_s)
 
 
-async def rearm(live: Live, settings: "Settings", order: RearmOrder, actor: Actor) -> Change:
-    """Lift a latch; the provider is asked first and must be healthy, forced or not.
+async def rearm(
+    live: Live, settings: "Settings", order: RearmOrder, actor: Actor, transports: Mapping[str, Transport] | None = None
+) -> Change:
+    """Lift a latch; the provider is asked first and must be healthy, forced or not: by its transport in force, where
+    this process has one.
 
     Raises:
         BadRequest, Refused, StoreUnreachable.
@@ -89,11 +93,14 @@ async def rearm(live: Live, settings: "Settings", order: RearmOrder, actor: Acto
     spec = next((spec for spec in settings.provider_specs() if spec.name == provider), None)
     if spec is None:
         raise Refused(f"{provider} is switched off: set providers.{provider}.enabled to true first")
-    found = ills(provider, await probe_one(spec), settings.policy())
+    transport = (transports or {}).get(provider)
+    health = await (probe_one(spec) if transport is None else probe_open(spec, transport))
+    found = ills(provider, health, settings.policy())
     if found:
         raise Refused(f"{provider} is not healthy: {'; '.join(found)}; mend it first (--force does not help)")
     wanted = Rearm(provider=provider, scope=scope, force=order.force, reason=in_a_line(order.reason))
-    change = await submit(live, wanted, actor, wait_s=order.wait_s)
+    doubtful = tuple(f"{one.url} is up, but: {one.detail}" for one in health if one.up and one.detail)
+    change = await submit(live, wanted, actor, wait_s=order.wait_s, warnings=doubtful)
     option = "" if scope == GLOBAL else f" --component {scope}"
     again = f"next: `llmctl shift --{provider} 5%{option}`, a small share first, and `llmctl status --watch`"
     return replace(change, notes=(*change.notes, again))

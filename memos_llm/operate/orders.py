@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from memos_llm.core.call import COMPONENT
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import BadRequest
 from memos_llm.core.flags import EMBEDDING, GLOBAL, PPM, Verification, parse_share
 from memos_llm.core.lines import one_line
@@ -176,7 +177,7 @@ def read(body: bytes, kind: type[T]) -> T:
     """
     try:
         found = msgspec.json.decode(body or b"{}")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the last for JSON nested too deeply
+    except FAILURES:
         raise BadRequest("the body is not JSON") from None
     if not isinstance(found, dict):
         raise BadRequest("the body must be a JSON object")

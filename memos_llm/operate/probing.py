@@ -8,9 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from memos_llm.core.catalogue import canonical
-from memos_llm.core.events import Bus
+from memos_llm.core.events import Bus, ProbeEnded
 from memos_llm.core.policy import Endpoint, Policy, ProviderSpec
-from memos_llm.core.ports import BackendClient
+from memos_llm.core.ports import BackendClient, Transport
 from memos_llm.providers import KINDS, open_transport
 from memos_llm.providers.client import AiohttpClient
 
@@ -67,26 +67,39 @@ async def _provider(spec: ProviderSpec, client: BackendClient, limit_s: float) -
     return tuple(await asyncio.gather(*(_endpoint(spec, one, client, limit_s) for one in spec.endpoints)))
 
 
+async def probe_open(spec: ProviderSpec, transport: Transport) -> tuple[EndpointHealth, ...]:
+    """One provider by the transport in force, which sees what no first look can: that an engine stands still."""
+    started = time.monotonic()
+    ends = await transport.probe()
+    took_s = time.monotonic() - started
+    configured = {endpoint.url: endpoint for endpoint in spec.endpoints}
+    return tuple(_found(ended, configured.get(ended.endpoint, Endpoint(ended.endpoint)), took_s) for ended in ends)
+
+
 async def _endpoint(spec: ProviderSpec, endpoint: Endpoint, client: BackendClient, limit_s: float) -> EndpointHealth:
     alone = replace(spec, endpoints=(endpoint,)) if spec.kind in KINDS else spec
     transport = open_transport(alone, client, Bus(), clock=time.monotonic)
     started = time.monotonic()
-    up, detail, models, version = False, f"no answer in {limit_s:g} s", None, ""
+    ended = ProbeEnded(provider=spec.name, endpoint=endpoint.url, up=False, detail=f"no answer in {limit_s:g} s")
     try:
         async with asyncio.timeout(limit_s):
-            for ended in await transport.probe():
-                up, detail, models, version = ended.up, ended.detail, ended.models, ended.version
+            (ended,) = await transport.probe()
     except TimeoutError:
         pass
     finally:
         await transport.aclose()
+    return _found(ended, endpoint, time.monotonic() - started)
+
+
+def _found(ended: ProbeEnded, endpoint: Endpoint, took_s: float) -> EndpointHealth:
+    """Routing forgives one failed probe, for the next one is near; who asks once takes it for what it says."""
     return EndpointHealth(
         url=endpoint.url,
-        up=up,
-        detail=detail,
-        models=models if models is not None else endpoint.models or None,
-        version=version,
-        latency_s=time.monotonic() - started,
+        up=ended.up and not ended.failure,
+        detail=ended.detail,
+        models=ended.models if ended.models is not None else endpoint.models or None,
+        version=ended.version,
+        latency_s=took_s,
     )
 
 

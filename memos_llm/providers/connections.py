@@ -96,8 +96,11 @@ class Pool(Generic[C]):
 
     def take(self, origin: Origin) -> C | None:
         """An idle connection, the one used last: the others may expire."""
+        return None if self._full else self._idle_one(origin)
+
+    def _idle_one(self, origin: Origin) -> C | None:
         idle = self._idle.get(origin)
-        if not idle or self._full:
+        if not idle:
             return None
         oldest = asyncio.get_running_loop().time() - self._keep_alive_s
         while idle:
@@ -127,18 +130,25 @@ class Pool(Generic[C]):
             idle.remove(connection)
         self._call_next()
 
-    async def reserve(self) -> None:
-        """Wait for a turn to open a connection; it ends with `opened` or `given_up`."""
-        while self._full:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._line.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._call_next()  # it was ours, and we leave
-                raise
-        self._opening += 1
+    async def reserve(self, origin: Origin) -> C | None:
+        """Wait for a turn: a connection that has come back meanwhile, or None to open one, which ends with `opened` or
+        `given_up`.
+        """
+        if not self._full:
+            self._opening += 1
+            return None
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.given_up()  # it was ours, and we leave
+            raise
+        connection = self._idle_one(origin)
+        if connection is not None:
+            self._opening -= 1
+        return connection
 
     def opened(self, connection: C) -> None:
         self._opening -= 1
@@ -163,11 +173,12 @@ class Pool(Generic[C]):
         return len(self._in_use) + self._opening >= self._max
 
     def _call_next(self) -> None:
+        """Whose turn it is has the place from now on: nobody who comes before it runs may take it."""
         while self._line and not self._full:
             turn = self._line.popleft()
             if not turn.done():
+                self._opening += 1
                 turn.set_result(None)
-                return
 
     def _expire(self) -> None:
         """The idle ones that nobody used for too long."""
@@ -186,7 +197,8 @@ class Pool(Generic[C]):
 async def connect(
     origin: Origin, tls: ssl.SSLContext | None, pool: Pool[C], make: Callable[[], C], connect_s: float
 ) -> C:
-    """A new connection, in use. `connect_s` covers the wait for a turn, the name, the connect and TLS.
+    """A new connection, in use, or one that came back while we stood in line. `connect_s` covers the wait for a turn,
+    the name, the connect and TLS.
 
     Raises:
         AttemptFailed: `connect`; `timeout` with code `connect`; `saturated` with `NO_CONNECTION` when the time went by
@@ -195,7 +207,9 @@ async def connect(
     reserved = False
     try:
         async with asyncio.timeout(connect_s) as limit:
-            await pool.reserve()
+            again = await pool.reserve(origin)
+            if again is not None:
+                return again
             reserved = True
             connection = await _opened(origin, tls, make, asyncio.get_running_loop().time() + connect_s)
     except BaseException as error:  # raised again or told: the turn is the next one's

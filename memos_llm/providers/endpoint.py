@@ -23,10 +23,12 @@ class EndpointState:
         served: the models it told of (canonical), None before it did. contexts: their context lengths, where told.
         misses: probes that failed in a row. heard_at: when a request there last got a byte.
         in_flight: requests from `begin` until their lease ends, those that still wait for a load or a place included.
-        streams: how many of them stream by now. content_at: when any of these last moved, or the first one began.
+        streams: how many of them stream by now. content_at: when any of these last moved, the first one began, or they
+            were cut.
         answered_at: when anybody there, streaming or not, last got any content.
         loads: model loads of ours under way. loading: it seems to load a model for someone.
-        stalled: it is down because no stream moved. engines: whether they stand still, where it tells of them.
+        stalled: it is down because no stream moved. moving: and since then it answers who came later. engines: whether
+            they stand still, where it tells of them.
         waiting: tasks within `patience`; `cut`: those that were told to give up. downs: how often they were, `why`
             the last time.
     """
@@ -53,14 +55,16 @@ class EndpointState:
         self.loads = 0
         self.loading = False
         self.stalled = False
+        self.moving = False
         self.engines = Stillness()
         self.waiting: set[asyncio.Task[object]] = set()
         self.cut: set[asyncio.Task[object]] = set()
         self.downs = 0
         self.why = FOUND_DOWN
 
-    def begin(self) -> "Lease":
-        return Lease(self)
+    def begin(self, *, generates: bool = False) -> "Lease":
+        """A request more. One that has an engine generate shows, when it is answered, that this one does."""
+        return Lease(self, generates)
 
     def patience(self) -> "Patience":
         """What is awaited within ends at once when the endpoint is found down. Not to be nested.
@@ -69,6 +73,12 @@ class EndpointState:
             AttemptFailed: `timeout`, code `endpoint_down` or `stalled`.
         """
         return Patience(self)
+
+    def hang(self, now: float) -> None:
+        """No stream moves: who comes from now on has as long as who is cut had."""
+        self.up, self.stalled, self.moving = False, True, False
+        self.content_at = now
+        self.cut_waiting(STALLED)
 
     def cut_waiting(self, why: str = FOUND_DOWN) -> None:
         """The endpoint was found down: end, as time-outs, what waits for it."""
@@ -108,10 +118,11 @@ def gone(why: str = FOUND_DOWN) -> AttemptFailed:
 class Lease:
     """One request in flight on an endpoint. Ends once, however often `end` is called."""
 
-    __slots__ = ("_open", "_placed", "_streams", "_trial", "state")
+    __slots__ = ("_downs", "_generates", "_open", "_placed", "_streams", "_trial", "state")
 
-    def __init__(self, state: EndpointState) -> None:
+    def __init__(self, state: EndpointState, generates: bool) -> None:
         self.state = state
+        self._generates, self._downs = generates, state.downs
         self._open = True
         self._placed = self._streams = False
         self._trial = state.breaker.begin()
@@ -145,6 +156,8 @@ class Lease:
             state.answered_at = now
             if self._streams:
                 state.content_at = now
+            if state.stalled and self._generates and self._downs == state.downs:  # not what an older stream had left
+                state.moving = True
 
     def end(self) -> None:
         if not self._open:

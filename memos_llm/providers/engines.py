@@ -3,7 +3,8 @@
 A hung engine shows on no other probe: `/health` stays 200. Its numbers come from the engine's own steps, so that in a
 hang all of them keep their last value, while requests run. That a single counter stands still means less: the one of
 engine steps counts no chunk of a long prompt as long as nothing is generated, but the use of the KV cache grows with
-each chunk. So an engine stands still when *everything* that it counts does. Facts: vLLM 0.8 to 0.33.
+each chunk. So an engine stands still when *everything* that it counts does. Facts: vLLM 0.8 to 0.33; seen on 0.32 with
+its engine stopped by a signal, and with a prompt of 39 chunks.
 
 Numbers that nobody moves prove nothing by themselves (the last request may have left without a further step): a look
 counts only if a request of ours was there since the last one, and no content came. A sleeping engine stands still

@@ -3,7 +3,8 @@
 A refused connection or an answer that says *dead* puts an endpoint down at once. Silence does not: a saturated server
 can be slow to answer, so it takes `DOWN_AFTER` silent probes in a row, and those do not count while it sends anything
 at all. One good probe brings it back, but for an endpoint that was found hung: nothing of ours may be in flight
-there any more. An engine that stands still while requests run (`engines`) is a failed probe, too.
+there any more, or who came later is answered. An engine that stands still while requests run (`engines`) is a failed
+probe, too.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ MAX_MODELS = 10_000
 MAX_NAME_CHARS = 512
 MAX_CONTEXT = 10**9  # tokens
 JITTER = 0.1  # ± part of the interval
+MODELS = "what it says of its models makes no sense"  # the detail of one that is up all the same
 FROZEN = "frozen"  # the failure, and the code of a time-out: an engine stands still
 
 ALIVE = frozenset({Kind.CONFIG, Kind.CLIENT, Kind.SATURATED})
@@ -80,6 +82,7 @@ def _plausible(found: Finding) -> Finding:
     """
     models = None if found.models is None or len(found.models) > MAX_MODELS else tuple(filter(_is_name, found.models))
     return Finding(
+        detail=found.detail,
         models=models,
         contexts={name: n for name, n in found.contexts.items() if models and _is_name(name) and 0 < n <= MAX_CONTEXT},
         version=found.version if _VERSION.fullmatch(found.version) else "",
@@ -110,7 +113,7 @@ def note(pool: Pool, state: EndpointState, found: Finding, now: float) -> str:
         if state.up is not False and state.engines.looks >= STILL_LOOKS:
             _down(state, FROZEN)
         return FROZEN
-    state.stalled = state.stalled and state.in_flight > 0  # what hangs there hides nothing from a probe
+    state.stalled = state.stalled and state.in_flight > 0 and not state.moving  # no probe sees what hangs there
     state.up, state.misses = not state.stalled, 0
     return ""
 

@@ -12,7 +12,7 @@ from random import Random
 
 from msgspec import Struct
 
-from memos_llm.core.call import Feature, Passage, Quirk, Wire, WireRequest
+from memos_llm.core.call import OPERATIONS, Feature, Operation, Passage, Quirk, Wire, WireRequest
 from memos_llm.core.decision import Offer
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.events import Bus, InternalError, ProbeEnded, place_of
@@ -112,6 +112,9 @@ class HttpReply:
         await self._raw.aclose()
 
 
+GENERATION = frozenset({Operation.CHAT, Operation.TEXT_COMPLETION})
+"""What another engine of the same server, for embeddings, does not do."""
+
 NATIVE = frozenset({Wire.OPENAI_CHAT})
 """The wires that `ProviderSpec.native_chat` gives up."""
 
@@ -143,7 +146,6 @@ class HttpTransport:
             max_inflight=spec.max_inflight,
             queue_s=spec.queue_s,
         )
-        self._several = len(spec.endpoints) > 1
         self._first_look: asyncio.Task[None] | None = None
         self._urls = {
             (state.url, wire): state.url + path for state in self._pool for wire, path in profile.paths.items()
@@ -188,28 +190,18 @@ class HttpTransport:
 
     async def open(self, request: WireRequest) -> HttpReply:
         state = self._pool.find(request.endpoint or self.pick(request.model))
-        if self._several and state.served is None and not state.configured and request.model:
-            state = await self._acquainted(request, state)
         if request.passage is not None:
             return await self._pass(state, request, request.passage)
         url = self._urls.get((state.url, request.wire))
         if url is None:
             raise AttemptFailed(Outcome(kind=Kind.CONFIG, code="wire"))
-        lease = state.begin()
+        lease = state.begin(generates=OPERATIONS[request.wire] in GENERATION)
         try:
             raw = await self._open(lease, request, url)
         except BaseException:  # raised again: a cancelled request is no longer in flight either
             lease.end()
             raise
         return HttpReply(raw, lease, self._clock)
-
-    async def _acquainted(self, request: WireRequest, state: EndpointState) -> EndpointState:
-        """Where it goes: of several endpoints about which nothing was known, one that does not have the model would
-        refuse it, and its twin beside it has it.
-        """
-        if not self.offer(request.model).known:
-            await self.acquaint(request.model)
-        return state if state in self._pool.serving(request.model) else self._pool.find(self.pick(request.model))
 
     async def _open(self, lease: Lease, request: WireRequest, url: str) -> RawReply:
         state = lease.state

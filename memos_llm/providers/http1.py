@@ -335,11 +335,9 @@ class Http1Client:
     ) -> Http1Reply:
         address = self._addresses.get((method, url)) or self._parsed(method, url)
         head = _head(address.line, headers, len(body) if body or method not in _BODILESS else None)
-        connection = self._pool.take(address.origin)
-        if connection is None:
-            connection = await self._connected(address.origin, connect_s)
+        connection = self._pool.take(address.origin) or await self._connected(address.origin, connect_s)
         reply = await _answered(connection, head, body, method)
-        if reply.failure is STALE:
+        while reply.failure is STALE:
             connection = await self._connected(address.origin, connect_s)
             reply = await _answered(connection, head, body, method)
         if reply.status:

@@ -3,10 +3,10 @@
 import msgspec
 
 from memos_llm.core.call import Feature, Wire
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
-from memos_llm.dialects.jsons import FAILURES
-from memos_llm.providers.health import Finding, Get, optional
+from memos_llm.providers.health import MODELS, Finding, Get, optional
 from memos_llm.providers.http import Profile
 
 DEFAULT_URL = "http://localhost:11434"
@@ -31,7 +31,8 @@ async def ask(get: Get) -> Finding:
     except FAILURES:
         raise AttemptFailed(Outcome(kind=Kind.MALFORMED, code="version")) from None
     (tags,) = await optional(get, "/api/tags")
-    return Finding(version=version, models=_models(tags))
+    models = _models(tags)
+    return Finding(version=version, models=models, detail=MODELS if tags and models is None else "")
 
 
 def canonical(model: str) -> str:

@@ -15,9 +15,10 @@ import msgspec.structs
 from msgspec import Raw, Struct
 
 from memos_llm.core.call import Wire, WireRequest
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import AttemptFailed
 from memos_llm.core.outcome import Kind, Outcome
-from memos_llm.dialects.jsons import FAILURES, decode_as
+from memos_llm.dialects.jsons import decode_as
 
 Fixed = tuple[tuple[str, bytes], ...]
 """Load-time options by name, their values as JSON; in the order of `LOAD_OPTIONS`, then `shift`."""

@@ -2,14 +2,15 @@
 
 A stopped runner of Ollama shows on no probe, and Ollama mends it only once its clients have left (0.17.4, measured).
 So what is not committed there is cut, the endpoint is passed over, and a probe that finds it well brings it back as
-soon as nothing of ours is in flight there. What does not stream may be silent as long as it likes.
+soon as nothing of ours is in flight there, or somebody who came later is answered: who has nowhere else to go still
+comes. These are cut, too, once they have waited as long. What does not stream may be silent as long as it likes.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from memos_llm.core.ports import Clock
-from memos_llm.providers.endpoint import STALLED, EndpointState
+from memos_llm.providers.endpoint import EndpointState
 
 LOOKS = 4  # so often within `stall_s`
 
@@ -56,10 +57,11 @@ class Watch:
         """One look at every endpoint."""
         now = self._clock()
         for state in self._endpoints:
-            if state.up is not False and hung(state, now, self._stall_s):
-                state.up, state.stalled = False, True
-                state.cut_waiting(STALLED)
-                self._tell(state)
+            if hung(state, now, self._stall_s):
+                known = state.stalled
+                state.hang(now)
+                if not known:
+                    self._tell(state)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -73,7 +75,7 @@ class Watch:
         self._timer = None
         self.look()
         for state in self._endpoints:
-            if state.stalled and not state.in_flight and state.url not in self._asking:
+            if state.stalled and (state.moving or not state.in_flight) and state.url not in self._asking:
                 self._probe(state)
         if any(state.streams or state.stalled for state in self._endpoints):
             self.wake()

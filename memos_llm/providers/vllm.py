@@ -6,9 +6,9 @@ import msgspec
 from msgspec.structs import replace
 
 from memos_llm.core.call import Feature, Wire
-from memos_llm.dialects.jsons import FAILURES
+from memos_llm.core.decoding import FAILURES
 from memos_llm.providers.engines import read_page
-from memos_llm.providers.health import Finding, Get, optional
+from memos_llm.providers.health import MODELS, Finding, Get, optional
 from memos_llm.providers.http import Profile
 
 DEFAULT_URL = "http://localhost:8000"
@@ -57,6 +57,7 @@ async def look(get: Get) -> Finding:
 def _told(models: bytes, version: bytes) -> Finding:
     cards = _cards(models)
     return Finding(
+        detail=MODELS if models and cards is None else "",
         models=None if cards is None else tuple(card.id for card in cards),
         contexts=_contexts(cards or []),
         version=_version(version),

@@ -126,8 +126,8 @@ class Attempt:
             await self._reply.aclose()
 
     async def _until_committed(self, request_id: str) -> list[Frame]:
-        if not self._offer.known and self._call.passage is None:  # its context and its release decide what is sent
-            self._offer = await self._transport.acquaint(self.target.model)
+        if not self._offer.known:
+            await self._acquaint()
         request, self.warnings = self._codec.request(self._call, self.target, self._offer)
         request = replace(request, id=request_id, endpoint=self.endpoint)
         if request.more:
@@ -144,6 +144,17 @@ class Attempt:
             if any(frame.parts & COMMITS for frame in frames):
                 break
         return held
+
+    async def _acquaint(self) -> None:
+        """Its context and its release decide what is sent; and of several endpoints about which nothing was known, one
+        that does not have the model would refuse it, and its twin beside it has it.
+        """
+        transport, model = self._transport, self.target.model
+        if self._call.passage is not None and not (model and len(transport.serving(model)) > 1):
+            return
+        self._offer = await transport.acquaint(model)
+        if self.endpoint not in transport.serving(model):
+            self.endpoint = transport.pick(model)
 
     async def _send(self, request: WireRequest) -> None:
         try:

@@ -166,6 +166,10 @@ class Database:
         with self._transaction("NORMAL") as db:
             return incidents.claim(db, by, self._clock(), lease_s) if _schema(db) <= SCHEMA else None
 
+    def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        with self._transaction("NORMAL") as db:
+            return _schema(db) <= SCHEMA and incidents.renew(db, incident, by, self._clock() + lease_s)
+
     def told(self, incident: str) -> None:
         with self._transaction("NORMAL") as db:
             if _schema(db) <= SCHEMA:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from memos_llm.core.commands import Audit, Incident
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import Refused, StoreUnreachable
 from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.ports import Instance
@@ -41,7 +42,7 @@ def decode_flags(data: bytes, schema: int = SCHEMA) -> Flags:
     """
     try:
         return _flags.decode(data)
-    except msgspec.DecodeError as error:
+    except FAILURES as error:
         if schema > SCHEMA:
             raise StoreUnreachable(f"the store cannot be read: {newer(schema)}") from error
         raise StoreUnreachable("the flags in the store are damaged: restore the store from a backup") from error
@@ -108,5 +109,5 @@ def is_live(instance: Instance, now: float) -> bool:
 def _decode_all(rows: Iterable[bytes], decoder: msgspec.json.Decoder[T]) -> tuple[T, ...]:
     try:
         return tuple(decoder.decode(row) for row in rows)
-    except msgspec.DecodeError as error:
+    except FAILURES as error:
         raise StoreUnreachable("the store's history is damaged, or a newer memos_llm wrote it") from error

@@ -66,6 +66,12 @@ def claim(db: sqlite3.Connection, by: str, now: float, lease_s: float) -> Incide
     return _joined(db.execute(_ONE, (name,)).fetchall())[0]
 
 
+def renew(db: sqlite3.Connection, incident: str, by: str, until: float) -> bool:
+    """Within a transaction."""
+    row = (until, incident, by)
+    return db.execute("UPDATE untold SET until = ? WHERE incident = ? AND by = ?", row).rowcount > 0
+
+
 def told(db: sqlite3.Connection, incident: str) -> None:
     """Within a transaction."""
     db.execute("DELETE FROM untold WHERE incident = ?", (incident,))

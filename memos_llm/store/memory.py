@@ -34,7 +34,7 @@ class MemoryStore:
         self._history: list[Audit] = []
         self._incidents: dict[str, Incident] = {}
         self._instances: dict[str, Instance] = {}
-        self._untold: dict[str, float] = {}  # incidents, and until when each is claimed
+        self._untold: dict[str, tuple[str, float]] = {}  # incidents: by whom each is claimed, and until when
         self._rows = Rows()
         self._ledger = Ledger()
         self._recording_since: float | None = None
@@ -42,6 +42,10 @@ class MemoryStore:
         self._closed = False
 
     async def load(self) -> Flags | None:
+        self._check_open()
+        return self._flags
+
+    def glance(self, within_s: float) -> Flags | None:
         self._check_open()
         return self._flags
 
@@ -65,7 +69,7 @@ class MemoryStore:
             self._history.append(audit)
             if incident is not None and incident.id not in self._incidents:
                 self._incidents[incident.id] = incident
-                self._untold[incident.id] = -inf
+                self._untold[incident.id] = "", -inf
             for subscription in self._subscriptions:
                 subscription.offer(flags)
 
@@ -94,11 +98,20 @@ class MemoryStore:
         self._check_open()
         now = self._clock()
         with self._lock:
-            name = next((name for name, until in self._untold.items() if until <= now), None)
+            name = next((name for name, (_, until) in self._untold.items() if until <= now), None)
             if name is None:
                 return None
-            self._untold[name] = now + lease_s
+            self._untold[name] = by, now + lease_s
             return self._incidents[name]
+
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        self._check_open()
+        now = self._clock()
+        with self._lock:
+            mine = incident in self._untold and self._untold[incident][0] == by
+            if mine:
+                self._untold[incident] = by, now + lease_s
+            return mine
 
     async def told(self, incident: str) -> None:
         self._check_open()

@@ -21,6 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from memos_llm.core.commands import Audit, Incident
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.flags import SCHEMA, Flags
 from memos_llm.core.inventory import KEEP_DAYS, MAX_LINES, REST, Ledger, Line, Recorded, Sighting
@@ -78,6 +79,9 @@ class RedisStore:
         await self._ready()
         stored = await self._stored()
         return None if stored is None else documents.decode_flags(*stored)
+
+    def glance(self, within_s: float) -> Flags | None:
+        return None
 
     def watch(self) -> AsyncIterator[Flags]:
         subscription = Subscription()
@@ -144,6 +148,9 @@ class RedisStore:
         found = await self._run(scripts.CLAIM, by, repr(lease_s))
         return documents.decode_incident(*found) if found else None
 
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        return bool(await self._run(scripts.RENEW, incident, by, repr(lease_s)))
+
     async def told(self, incident: str) -> None:
         await self._run(scripts.TOLD, incident)
 
@@ -158,7 +165,7 @@ class RedisStore:
         found = await self._run(scripts.INSTANCES, repr(documents.LIVE_S))
         try:
             return tuple(replace(_instance.decode(row), at=float(at)) for row, at in found)
-        except (msgspec.DecodeError, TypeError) as error:
+        except (*FAILURES, TypeError) as error:
             raise _damaged("instances") from error
 
     async def record(self, sightings: Sequence[Sighting]) -> None:
@@ -223,7 +230,7 @@ def _window_rows(page: bytes) -> list[WindowRow]:
     try:
         told = _rows.decode(page)
         keys = {number: _key.decode(name) for number, name in told.names.items()}
-    except msgspec.DecodeError as error:
+    except FAILURES as error:
         raise _damaged("windows") from error
     return [
         WindowRow(key=keys[number], start=start, width_s=width_s, counts=counts)
@@ -249,7 +256,7 @@ def _sightings(day: int, counts: Mapping[bytes, bytes], named: Mapping[bytes, by
                 first=float(first),
                 last=float(last),
             )
-        except (msgspec.DecodeError, ValueError) as error:
+        except (*FAILURES, ValueError) as error:
             raise _damaged("inventory") from error
 
 

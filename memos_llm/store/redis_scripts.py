@@ -99,6 +99,17 @@ return {}
 """,
 )
 
+RENEW = Script(
+    "renew",
+    """
+-- 4 incident's id, 5 by whom, 6 for how many seconds
+local claim = call('HGET', key('claims'), ARGV[4])
+if newer or not claim or string.match(claim, '^%S+ (.*)$') ~= ARGV[5] then return {} end
+call('HSET', key('claims'), ARGV[4], exact(now + tonumber(ARGV[6])) .. ' ' .. ARGV[5])
+return {'ok'}
+""",
+)
+
 TOLD = Script(
     "told",
     """

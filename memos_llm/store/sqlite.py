@@ -5,9 +5,11 @@ tells watchers. A change by another process is seen by polling `PRAGMA data_vers
 our own is told at once. Nothing is polled while nobody watches.
 """
 
+import contextlib
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,10 +58,23 @@ class SqliteStore:
         self._database = Database(path, busy_s=busy_s, clock=clock)
         self._watchers = _Watchers(self._database)
         self._worker = Worker(f"memos_llm store {path.name}", self._watchers, tick_s=poll_s)
+        self._glanced: Future[Flags | None] | None = None
         self._closed = False
 
     async def load(self) -> Flags | None:
         return await self._do(self._database.load)
+
+    def glance(self, within_s: float) -> Flags | None:
+        """While one that was given up has no answer yet, nothing more is asked."""
+        if self._closed:
+            raise _closed()
+        if self._glanced is not None and not self._glanced.done():
+            return None
+        self._glanced = asked = Future[Flags | None]()
+        self._worker.post(lambda: _answer(asked, self._database.load))
+        with contextlib.suppress(TimeoutError):
+            return asked.result(within_s)
+        return None
 
     def watch(self) -> AsyncIterator[Flags]:
         subscription = Subscription()
@@ -90,6 +105,9 @@ class SqliteStore:
 
     async def claim(self, by: str, lease_s: float) -> Incident | None:
         return await self._do(lambda: self._database.claim(by, lease_s))
+
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        return await self._do(lambda: self._database.renew(incident, by, lease_s))
 
     async def told(self, incident: str) -> None:
         await self._do(lambda: self._database.told(incident))
@@ -185,3 +203,10 @@ class _Watchers:
 
 def _closed() -> StoreUnreachable:
     return StoreUnreachable("this store has been closed")
+
+
+def _answer(asked: Future[T], job: Callable[[], T]) -> None:
+    try:
+        asked.set_result(job())
+    except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it
+        asked.set_exception(error)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import StoreUnreachable
 from memos_llm.core.windows import COARSE_S, FINE_S, Counts, Merged, WindowKey, WindowRow
 from memos_llm.store.rows import CROWDED, KEEP_S, MAX_KEYS, PRUNE_S, Place, added, oldest
@@ -116,5 +117,5 @@ def _make_room(db: sqlite3.Connection) -> None:
 def _decode(counts: bytes) -> dict[str, int]:
     try:
         return _counts.decode(counts)
-    except msgspec.DecodeError as error:
+    except FAILURES as error:
         raise StoreUnreachable("the windows in the store are damaged: restore the store from a backup") from error

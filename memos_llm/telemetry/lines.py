@@ -147,13 +147,26 @@ def _blind(event: GuardBlind) -> Line:
 
 
 class VerdictChanged(Event, frozen=True, kw_only=True):
-    """A rule fires, or could not be evaluated, and did not before; or it no longer does."""
+    """How a rule stands has changed: see `standing`."""
 
     evaluation: Evaluation
 
 
 TOLD = frozenset({Verdict.FAIL, Verdict.ERROR})
-"""The verdicts that have a line when they come and when they go."""
+ALERT = "unsure-over"
+"""The reason of what is over its limit surely enough to be told, and not to be acted upon."""
+IN_DOUBT = frozenset({"unsure", "unresolved"})
+
+
+def standing(said: Evaluation, before: str) -> str:
+    """How a rule stands, where that is told when it comes and when it goes: it fires, could not be evaluated, or is an
+    alert, which is over once the rule is kept, so that it does not come and go with each request. Else nothing.
+    """
+    if said.verdict in TOLD:
+        return said.verdict
+    if said.reason == ALERT or (before == ALERT and said.reason in IN_DOUBT):
+        return ALERT
+    return ""
 
 
 def _verdict(event: VerdictChanged) -> Line:
@@ -170,7 +183,7 @@ def _verdict(event: VerdictChanged) -> Line:
         "k": said.k,
         "limit": said.limit,
     }
-    return "warning" if said.verdict in TOLD else "info", "verdict", fields
+    return "warning" if standing(said, "") else "info", "verdict", fields
 
 
 def _webhook(event: WebhookTried) -> Line:

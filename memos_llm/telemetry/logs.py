@@ -22,7 +22,7 @@ from structlog.typing import EventDict, WrappedLogger
 from memos_llm.core.events import Event, GuardSaid, ProbeEnded
 from memos_llm.core.ports import Clock
 from memos_llm.core.verdicts import Sum, Trigger
-from memos_llm.telemetry.lines import HEARD, LINES, TOLD, Level, LibraryWarned, VerdictChanged
+from memos_llm.telemetry.lines import HEARD, LINES, Level, LibraryWarned, VerdictChanged, standing
 
 __all__ = ["HEARD", "LINES", "LibraryWarned", "RequestLog", "configure", "say"]
 
@@ -166,7 +166,7 @@ class RequestLog:
         self._capacity, self._clock = capacity, clock
         self._queue: deque[tuple[float, Event | threading.Event]] = deque()  # the latter: a `flush` that waits
         self._up: dict[tuple[str, str], bool] = {}
-        self._firing: set[tuple[Trigger, Sum]] = set()
+        self._standing: dict[tuple[Trigger, Sum], str] = {}  # what is told of, and how it stands
         self._reported = 0
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -219,11 +219,12 @@ class RequestLog:
         return True
 
     def _changed(self, event: GuardSaid) -> list[VerdictChanged]:
-        """What fires now and did not before, and the other way round."""
-        before = self._firing
+        """What stands otherwise than before."""
+        before = self._standing
         now = {(said.trigger, said.sum): said for said in event.evaluations}
-        self._firing = {rule for rule, said in now.items() if said.verdict in TOLD}
-        changed = [now[rule] for rule in now if (rule in self._firing) is not (rule in before)]
+        stands = {rule: standing(said, before.get(rule, "")) for rule, said in now.items()}
+        self._standing = {rule: how for rule, how in stands.items() if how}
+        changed = [now[rule] for rule, how in stands.items() if how != before.get(rule, "")]
         return [VerdictChanged(evaluation=said) for said in changed[:MOST_VERDICTS]]
 
     def _wake_writer(self) -> None:

@@ -1,9 +1,9 @@
 """Tells the configured webhooks of every incident: signed, retried, bounded, and beside everything else.
 
-The store's outbox says who tells: whoever claims an incident has it for `LEASE_S`, and if he dies another claims it
-then. So each incident is told at least once, and once as a rule; its `id` tells a receiver of the rare second time.
-Within a claim every webhook is tried with growing pauses; one that goes on failing is tried on under further claims,
-until `MOST_TRIES` or `GIVE_UP_S` have been spent here. What fails is told as `WebhookTried`, and never raised.
+The store's outbox says who tells: whoever claims an incident has it for `LEASE_S`, renewed for as long as he lives and
+tries; if he dies another claims it then. So each incident is told at least once, and once as a rule; its `id` tells a
+receiver of the rare second time. Every webhook is tried with growing pauses, until `MOST_TRIES` or `GIVE_UP_S` have
+been spent. What fails is told as `WebhookTried`, and never raised.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
 PART = "webhooks"
 LIMIT_S = 5.0  # for one try, from the name's look-up to the answer's status
 LEASE_S = 60.0
+RENEWED = 4  # times within it
 LOOK_S = 5.0  # how often the outbox is looked at, when nothing wakes us
 PAUSES_S = (1.0, 4.0, 15.0, 30.0, 60.0, 120.0, 240.0)  # after each try; jittered by half
 MOST_TRIES = len(PAUSES_S) + 1
 GIVE_UP_S = 600.0
 OLD_S = 86_400.0  # an incident that nobody could be told of for a day is no news
-AT_ONCE, REMEMBERED = 8, 64  # incidents told at a time; and remembered, as long as they are owed
+AT_ONCE = 64  # incidents told at a time: one webhook that is dead must not keep another from what is new
 CLOSING_S = 3.0  # for what is being told when this process ends
 
 
@@ -87,6 +89,13 @@ class _Debt(Struct):
     paid: bool = False
 
 
+class _Held(Struct):
+    """An incident that we have claimed and are telling."""
+
+    task: asyncio.Task[None]
+    renew_at: float  # monotonic
+
+
 class Webhooks:
     """The driver: one task that looks at the outbox, and one for each incident that is being told.
 
@@ -94,7 +103,7 @@ class Webhooks:
         hooks: those configured now; none: the outbox is left alone.
         by: this process, to the outbox.
         wall, clock: Unix seconds, and monotonic ones.
-        limit_s, lease_s, look_s, pauses_s: see the module's constants.
+        limit_s, lease_s, look_s, pauses_s: see the module's constants; a lease is looked after often enough, too.
     """
 
     def __init__(
@@ -113,12 +122,10 @@ class Webhooks:
     ) -> None:
         self._store, self._bus, self._hooks, self._by = store, bus, hooks, by
         self._wall, self._clock = wall, clock
-        self._limit_s, self._lease_s, self._look_s, self._pauses_s = limit_s, lease_s, look_s, pauses_s
-        self._wake = asyncio.Event()
-        self._owed: dict[
-            str, dict[str, _Debt]
-        ] = {}  # incident → URL → what is owed; for as long as this process has it
-        self._telling: dict[str, asyncio.Task[None]] = {}
+        self._limit_s, self._lease_s, self._pauses_s = limit_s, lease_s, pauses_s
+        self._look_s = min(look_s, lease_s / RENEWED)
+        self._wake, self._ending = asyncio.Event(), asyncio.Event()
+        self._held: dict[str, _Held] = {}  # by incident
         self._looking: asyncio.Task[None] | None = None
         self._client: httpx.AsyncClient | None = None
         self._opening = asyncio.Lock()
@@ -133,23 +140,29 @@ class Webhooks:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._look()
-                await asyncio.gather(*self._telling.values())
+                await self._ended()
 
     async def aclose(self) -> None:
-        """What is being told gets a moment; what is left then, another process tells once the lease is over."""
+        """A last look, for what was decided as this process ended. What is being told gets a moment; what is left then,
+        another process tells once the lease is over.
+        """
         self._unsubscribe()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
-            if self._wake.is_set():  # an incident of this very moment: nobody has looked for it yet
-                await self.settle(CLOSING_S)
-        if self._telling:
-            await asyncio.wait(self._telling.values(), timeout=CLOSING_S)
-        for task in self._telling.values():
-            task.cancel()
-        await asyncio.gather(*self._telling.values(), return_exceptions=True)
+        self._ending.set()
+        self._wake.set()
+        looking = () if self._looking is None else (self._looking,)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_S):
+                await asyncio.gather(*looking, return_exceptions=True)
+                await self._ended()
+        for held in self._held.values():
+            held.task.cancel()
+        await self._ended()
         if self._client is not None:
             await self._client.aclose()
+
+    async def _ended(self) -> None:
+        """Until nothing is being told any more; cancelled, it ends that."""
+        await asyncio.gather(*(held.task for held in self._held.values()), return_exceptions=True)
 
     def _on_event(self, event: Event) -> None:
         self._wake.set()
@@ -157,70 +170,76 @@ class Webhooks:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
+            ending = self._ending.is_set()
             await self._look()
+            if ending:
+                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._look_s * random.uniform(0.5, 1.0)):  # not all processes at once
                     await self._wake.wait()
 
-    async def _look(self) -> int:
-        """Claim what there is to tell, and begin to. How many incidents were begun."""
-        begun = 0
+    async def _look(self) -> None:
+        """Keep what is being told, claim what else there is to tell, and begin to."""
         try:
-            while self._hooks() and len(self._telling) < AT_ONCE:
+            await self._keep()
+            while self._hooks() and len(self._held) < AT_ONCE:
                 incident = await self._store.claim(self._by, self._lease_s)
-                if incident is None or incident.id in self._telling:
+                if incident is None or incident.id in self._held:
                     break
                 self._begin(incident)
-                begun += 1
         except LLMError:  # the store does not answer, which others say; what is owed stays owed
             pass
         except Exception as error:  # noqa: BLE001 - told, and looked again: telling must never end
-            self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
-        return begun
+            self._fault(error)
+
+    async def _keep(self) -> None:
+        """As long as we try nobody else does; what another has claimed since (we were held up too long) is his."""
+        for name, held in tuple(self._held.items()):
+            if self._clock() >= held.renew_at:
+                held.renew_at = self._clock() + self._lease_s / RENEWED
+                if not await self._store.renew(name, self._by, self._lease_s):
+                    held.task.cancel()
 
     def _begin(self, incident: Incident) -> None:
         task = asyncio.create_task(self._tell(incident), name=f"memos_llm {PART} {incident.id}")
-        self._telling[incident.id] = task
-        task.add_done_callback(lambda _: self._telling.pop(incident.id, None))
+        self._held[incident.id] = _Held(task, self._clock() + self._lease_s / RENEWED)
+        task.add_done_callback(lambda _: self._held.pop(incident.id, None))
 
     async def _tell(self, incident: Incident) -> None:
-        """All webhooks, for as long as we have the incident."""
+        """All webhooks, until each is told or given up."""
         try:
-            ends = self._clock() + self._lease_s - self._limit_s
-            debts = self._owed.setdefault(incident.id, {})
-            while len(self._owed) > REMEMBERED:  # others have told them since
-                self._owed.pop(next(iter(self._owed)))
             if self._wall() - incident.at > OLD_S:
                 self._say(Hook("", ""), incident, "too-old", 0)
-                paid = True
             else:
-                body = msgspec.json.encode(incident)
-                owing = [(hook, debts.setdefault(hook.url, _Debt())) for hook in self._hooks()]
-                await asyncio.gather(*(self._pay(hook, incident, body, debt, ends) for hook, debt in owing))
-                paid = all(debt.paid for _, debt in owing)
-            if paid:
-                await self._store.told(incident.id)
-                self._owed.pop(incident.id, None)
+                await self._pay(incident)
+            await self._store.told(incident.id)
         except LLMError:  # not noted that it was told: it may be told again
             pass
         except Exception as error:  # noqa: BLE001 - as in `_look`
-            self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
+            self._fault(error)
 
-    async def _pay(self, hook: Hook, incident: Incident, body: bytes, debt: _Debt, ends: float) -> None:
-        """Try one webhook until it is paid, or our time with the incident is over."""
-        while not debt.paid and debt.due < ends:
-            await asyncio.sleep(max(0.0, debt.due - self._clock()))
-            began = self._clock()
-            debt.since = debt.since or began
-            status, error = await self._post(hook, body)
-            now, debt.tries = self._clock(), debt.tries + 1
-            told = 200 <= status < 300
-            over = debt.tries > len(self._pauses_s) or now - debt.since > GIVE_UP_S
-            debt.paid = told or over
-            result = "delivered" if told else "given-up" if over else "failed"
-            self._say(hook, incident, result, debt.tries, status=status, error=error, took_s=now - began)
-            if not debt.paid:
-                debt.due = now + self._pauses_s[debt.tries - 1] * random.uniform(0.5, 1.5)
+    async def _pay(self, incident: Incident) -> None:
+        """Try the webhooks that are due, again and again: those that are configured at the moment."""
+        body, debts = msgspec.json.encode(incident), defaultdict[str, _Debt](_Debt)
+        while owing := [(hook, debts[hook.url]) for hook in self._hooks() if not debts[hook.url].paid]:
+            now = self._clock()
+            due = [(hook, debt) for hook, debt in owing if debt.due <= now]
+            await asyncio.gather(*(self._try(hook, incident, body, debt) for hook, debt in due))
+            if not due:
+                await asyncio.sleep(min(self._look_s, min(debt.due for _, debt in owing) - now))
+
+    async def _try(self, hook: Hook, incident: Incident, body: bytes, debt: _Debt) -> None:
+        began = self._clock()
+        debt.since = debt.since or began
+        status, error = await self._post(hook, body)
+        now, debt.tries = self._clock(), debt.tries + 1
+        told = 200 <= status < 300
+        over = debt.tries > len(self._pauses_s) or now - debt.since > GIVE_UP_S
+        debt.paid = told or over
+        result = "delivered" if told else "given-up" if over else "failed"
+        self._say(hook, incident, result, debt.tries, status=status, error=error, took_s=now - began)
+        if not debt.paid:
+            debt.due = now + self._pauses_s[debt.tries - 1] * random.uniform(0.5, 1.5)
 
     async def _post(self, hook: Hook, body: bytes) -> tuple[int, str]:
         """The answer's status, or 0 and what went wrong. Of the answer nothing else is read."""
@@ -248,6 +267,9 @@ class Webhooks:
             if self._client is None:
                 self._client = await asyncio.to_thread(_client)
         return self._client
+
+    def _fault(self, error: Exception) -> None:
+        self._bus.emit(InternalError(part=PART, error=type(error).__name__, where=place_of(error)))
 
     def _say(
         self,

@@ -11,12 +11,13 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 from memos_llm.config import Settings, Source
 from memos_llm.control.live import Live
+from memos_llm.core.errors import LLMError
 from memos_llm.core.events import BreakerChanged, Bus
 from memos_llm.core.flags import Flags, fresh
 from memos_llm.core.policy import Policy
@@ -40,6 +41,7 @@ from memos_llm.wiring.transports import InForce, Transports
 
 CLOSED = "closed"
 FIRST_LOOK_S = 2.0
+CLOSE_S = 1.0  # for the store
 STATE_DIR = Path("~/.local/state/memos_llm")  # expanded when used: HOME may change
 
 
@@ -199,11 +201,14 @@ async def open_runtime(
         log_from(settings)
         if log:
             parts.callback(_open_logs(bus).close)
+        store = _opened(settings, store, parts)
+        if not ephemeral:
+            webhooks = teller(store, bus, lambda: runtime.settings)
+            parts.push_async_callback(webhooks.aclose)  # once the store has what was decided while closing
+            recorder = Recorder(store, bus, components=settings.components(), models=tuple(settings.models))
+            parts.push_async_callback(recorder.aclose)  # once nothing is asked any more
         live = open_live(settings, bus, kind=kind, seed=seed, ephemeral=ephemeral, store=store)
         parts.push_async_callback(live.aclose)
-        if not ephemeral:
-            recorder = Recorder(live.store, bus, components=settings.components(), models=tuple(settings.models))
-            parts.push_async_callback(recorder.aclose)  # once nothing is asked any more, and before the store is closed
         client = Http1Client()
         parts.push_async_callback(client.aclose)
         transports = Transports(lambda spec: open_transport(spec, client, bus, clock=clock, flags=live.current()), bus)
@@ -213,8 +218,6 @@ async def open_runtime(
         parts.push_async_callback(prober.aclose)
         await live.start()
         candidate.check(live.current(), settings.candidate)
-        if not ephemeral:
-            recorder.start()
         runtime = Runtime(
             settings,
             bus=bus,
@@ -231,15 +234,30 @@ async def open_runtime(
             runtime.reloader = Reloader(source, runtime, bus, accept)
             runtime._parts.push_async_callback(runtime.reloader.aclose)
         if guarded:
-            guard = Guard(live, live.store, bus, runtime.routes, instance=live.instance_id, clock=clock)
+            guard = Guard(live, store, bus, runtime.routes, instance=live.instance_id, clock=clock)
             runtime._parts.push_async_callback(guard.aclose)
             live.dead = guard.dead
             guard.start()
         if not ephemeral:
-            webhooks = teller(live.store, bus, lambda: runtime.settings)
-            runtime._parts.push_async_callback(webhooks.aclose)
+            recorder.start()
             webhooks.start()
         return runtime
+
+
+def _opened(settings: Settings, given: StateStore | None, parts: AsyncExitStack) -> StateStore:
+    """The store that was given, or the configured one, which is closed after all that uses it."""
+    if given is not None:
+        return given
+    store = open_store(settings.store_url)
+    parts.push_async_callback(_close, store)
+    return store
+
+
+async def _close(store: StateStore) -> None:
+    """One that hangs keeps no process from ending."""
+    with suppress(TimeoutError, LLMError):
+        async with asyncio.timeout(CLOSE_S):
+            await store.aclose()
 
 
 def _log_from(settings: Settings, *, worker: str) -> None:

@@ -1,13 +1,17 @@
 """`scripts/simulate_guard`: the default limits keep what the README says of them, by the production code."""
 
 import json
+import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from memos_llm.bench.guard import bursts, counts, exact, faults, scenes
@@ -21,6 +25,7 @@ from memos_llm.guard.sequences import ErrorRun, mean_run_length, parameters
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "simulate_guard"
+README = ROOT / "README.md"
 DEFAULT = Limits()
 RUN = parameters(0.05)
 
@@ -141,6 +146,51 @@ def test_a_request_a_minute_is_enough(rng: np.random.Generator) -> None:
         assert fired.trigger == trigger
 
 
+# What the README says
+
+CLOSE = 0.25  # what is drawn is stated in short, and another order of drawing may change it a little
+FALSE, SEEN, SCENES = 0, 1, 2  # the section's tables
+POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+
+def section() -> str:
+    return README.read_text().split("### How sure the guard is\n")[1].split("\n### ")[0]
+
+
+def table(number: int) -> dict[str, list[str]]:
+    """Its rows: the first cell, and the others."""
+    found = [block for block in section().split("\n\n") if block.startswith("|")][number]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.strip().splitlines()[2:]]
+    return {first: rest for first, *rest in rows}
+
+
+def power(text: str) -> float:
+    """`8·10⁶`"""
+    found = re.fullmatch(r"(?:(?:([\d.]+)·)?10([⁰¹²³⁴⁵⁶⁷⁸⁹]+)|([\d,]+))", text)
+    assert found, text
+    factor, exponent, plain = found.groups()
+    return float(plain.replace(",", "")) if plain else float(factor or 1) * 10.0 ** int(exponent.translate(POWERS))
+
+
+def numbers(cell: str) -> list[float]:
+    """All but rates."""
+    return [float(text.replace(",", "")) for text in re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"\d+/s", "", cell))]
+
+
+def test_the_readme_states_the_mean_run_between_false_trips() -> None:
+    rows = table(FALSE)
+    assert len(rows) == 4
+    for failing, (*_, between) in rows.items():
+        assert power(between) == pytest.approx(mean_run_length(numbers(failing)[0] / 100, RUN), rel=0.05)
+
+
+def test_the_readme_states_how_often_three_time_outs_come_by_chance() -> None:
+    means = {figure.case: figure.value for figure in exact.figures(DEFAULT) if "time-outs in a row" in figure.name}
+    said = section().split("come by chance too: ")[1].split("\n")[0]
+    stated = re.findall(r"in (\S+)(?: requests)? (?:when|at) ([\d.]+) %", said)
+    assert {f"{rate} % timing out": power(mean) for mean, rate in stated} == pytest.approx(means, rel=0.05)
+
+
 # What is shown
 
 
@@ -192,6 +242,13 @@ def test_a_report_says_what_does_not_hold(report: Report) -> None:
     assert len(json.loads(dump(report))["figures"]) == len(report.figures)
 
 
+@pytest.mark.parametrize(("seconds", "slow"), [(299.0, False), (301.0, True)])
+def test_a_report_says_when_it_took_longer_than_promised(report: Report, seconds: float, slow: bool) -> None:
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(render(replace(report, seconds=seconds)))
+    assert ("SLOW" in console.export_text()) is slow
+
+
 def test_pictures_are_drawn(report: Report, tmp_path: Path) -> None:
     paths = save(report, tmp_path / "plots")
     assert [path.name for path in paths] == [f"{name}.png" for name in FRAMES]
@@ -204,8 +261,88 @@ def test_help_teaches() -> None:
     assert found.stdout.strip().endswith("as PNG")
 
 
+# All of it
+
+
+class Found:
+    """The figures of a run."""
+
+    def __init__(self, figures: Sequence[Mapping[str, Any]]) -> None:
+        self._figures = figures
+
+    def all(self, *parts: str, name: str) -> list[Mapping[str, Any]]:
+        """Those whose case holds these parts, in order."""
+        cases = [figure for figure in self._figures if figure["name"].endswith(name)]
+        return [figure for figure in cases if all(part in figure["case"] for part in parts)]
+
+    def values(self, *parts: str, name: str) -> list[float]:
+        return [figure["value"] for figure in self.all(*parts, name=name)]
+
+    def hits(self, *parts: str) -> list[float]:
+        """Of those, rolled back, and of how many."""
+        found = self.all(*parts, name="rolled back")
+        return [count for figure in found for count in (figure["value"] * figure["runs"], figure["runs"])]
+
+    def highs(self, *parts: str) -> list[float]:
+        return [figure["high"] * 100 for figure in self.all(*parts, name="rolled back")]
+
+    def scenes(self) -> list[list[float]]:
+        """What the README says of each, in its order."""
+        young, old = (self.hits("3 s stall", f"epoch {age_s} s") for age_s in (65, 305))
+        quick, bursts = ("30 s answers", "first 20 s"), ("in bursts of 5 s",)
+        late = [
+            self.values("all slow", how, name=name) for how in ("evenly", "chance") for name in ("median", "longest")
+        ]
+        start = self.values(" slow from an epoch's start", name="median to verdict")
+        minutes = [self.values(case, name="median to verdict") for case in FEW_CASES]
+        return [
+            [sum(young[::2]), sum(young[1::2])],
+            [sum(old[::2]), sum(old[1::2])],
+            self.hits("3 s stall", "epoch 10 s"),
+            self.hits(*quick) + self.highs(*quick),
+            self.hits(*bursts) + self.highs(*bursts),
+            late[0] + late[1],
+            late[2] + late[3],
+            start[:2],
+            minutes[0] + minutes[1] + minutes[2],
+            minutes[3] + minutes[4],
+        ]
+
+
+FEW_CASES = ("100 % failing", "100 % timing out after", "100 % slow", "50 % failing", "20 % failing")
+
+
 @pytest.mark.slow
-def test_every_figure_holds(tmp_path: Path) -> None:
+def test_every_figure_holds_and_the_readme_states_it(tmp_path: Path) -> None:
     assert main(["-o", str(tmp_path / "figures.json"), "--plots", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "figures.json").read_bytes())
-    assert sum(figure["at_most"] is not None or figure["at_least"] is not None for figure in found["figures"]) > 20
+    figures = json.loads((tmp_path / "figures.json").read_bytes())["figures"]
+    assert sum(figure["at_most"] is not None or figure["at_least"] is not None for figure in figures) > 40
+    found = Found(figures)
+    false_rollbacks_are_stated(found)
+    detection_is_stated(found)
+    scenes_are_stated(found)
+
+
+def false_rollbacks_are_stated(found: Found) -> None:
+    for failing, (*cells, _) in table(FALSE).items():
+        for cell, per_s in zip(cells, (1, 10, 100), strict=True):
+            (figure,) = found.all(f"{failing} failing, {per_s}/s", name="rolled back")
+            stated, high = numbers(cell)
+            seen = figure["runs"] if "none of" in cell else figure["value"] * 100
+            assert [stated, high] == pytest.approx([seen, figure["high"] * 100], rel=CLOSE), (failing, per_s)
+            assert "none of" not in cell or figure["value"] * figure["runs"] < 0.5
+
+
+def detection_is_stated(found: Found) -> None:
+    rows = table(SEEN)
+    assert len(rows) == 5
+    for failing, cells in rows.items():
+        for cell, per_s in zip(cells, (1, 10, 100), strict=True):
+            case = f"{failing} failing, {per_s}/s"
+            seen = found.values(case, name="median") + found.values(case, name="95 % within")
+            assert numbers(cell) == pytest.approx(seen, rel=CLOSE), case
+
+
+def scenes_are_stated(found: Found) -> None:
+    for (what, (then,)), seen in zip(table(SCENES).items(), found.scenes(), strict=True):
+        assert numbers(then) == pytest.approx(seen, rel=CLOSE), what

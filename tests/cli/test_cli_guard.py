@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from memos_llm.core.ports import StateStore
 from memos_llm.core.verdicts import ArmWindow, Evidence, ProbeSeen
 from memos_llm.core.windows import WindowDelta, WindowKey, bucket
 from memos_llm.library import Router
+from memos_llm.providers import engines
+from memos_llm.providers.health import MODELS
 from memos_llm.store import open_store
 
 CHAT = {"model": "qwen3:8b", "messages": [{"role": "user", "content": "hi"}]}
@@ -118,10 +121,22 @@ class TestWindows:
         mine = row(status, "newbox", "synthesis")
         assert (mine["verdict"], mine["error_limit"], mine["p95_limit_ms"]) == ("pass", 0.5, None)
 
+    async def test_what_only_a_gateway_knows_is_named_with_the_way_to_ask_it(
+        self, stack: Stack, tmp_path: Path
+    ) -> None:
+        ctl = Llmctl(tmp_path / "memos_llm.yaml")
+        words = "5 more rules only a running gateway knows"
+        shown = flat((await ctl("status")).out)
+        assert words in shown
+        assert "error_run, latency_run, timeouts, health, breaker_open: ask it, `llmctl --gateway URL status`" in shown
+        assert words not in flat((await ctl("--gateway", stack.url, "status")).out)
+
     async def test_a_guard_that_is_off_says_so(self, alone: Llmctl, store: StateStore) -> None:
         with alone.config.open("a") as file:
             file.write("rollback: {enabled: false}\n")
-        assert "guard: OFF" in (await alone("status")).out
+        shown = (await alone("status")).out
+        assert "guard: OFF" in shown
+        assert "more rules" not in shown
         assert "nothing rolls back by itself" in (await alone("shift", "--newbox", "0.5")).err
 
     async def test_a_gateway_tells_what_its_guard_said(self, stack: Stack, tmp_path: Path) -> None:
@@ -256,7 +271,7 @@ class TestIncidents:
             "12 of 60 requests failed; more than 5% are too many",
             "12 of 60 (20%, surely more than 8.9%, at most 35%); the limit is 5%",
             "*: 100% -> 0%",
-            "1.2 s from the first failed or slow one being seen to the verdict",
+            "1.2 s from the first failed or slow one to the verdict",
             "4 ms from there until that process sent no more",
             "200 ms from there until it was in the store",
             "incompatible 9, server 3",
@@ -307,7 +322,63 @@ class TestIncidents:
         assert "`llmctl incidents inc-1` says why" in ran.err
 
 
+@asynccontextmanager
+async def listening(alone: Llmctl, says: bytes) -> AsyncIterator[str]:
+    """Newbox is something that says the same whatever it is asked, and then leaves; its URL."""
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")  # a reset would be another thing
+        writer.write(says)
+        writer.close()
+
+    server = await asyncio.start_server(play, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    alone.config.write_text(alone.config.read_text().replace(DEAD[1], url))
+    async with server:
+        yield url
+
+
 class TestRearm:
+    @pytest.mark.parametrize(("says", "why"), [(b"", "truncated"), (b"SSH-2.0-OpenSSH_9.6\r\n", "malformed")])
+    async def test_a_port_that_something_else_listens_on_is_no_healthy_provider(
+        self, alone: Llmctl, store: StateStore, says: bytes, why: str
+    ) -> None:
+        await submit(store, Rollback(provider="newbox", incident="inc-1"))
+        async with listening(alone, says) as url:
+            refused = await alone("rearm")
+            assert refused.code == 3
+            assert f"newbox is not healthy: {url} is down ({why} " in refused.err
+            (end,) = (await alone.json("status"))["providers"]["newbox"]["endpoints"]
+            assert (end["up"], end["detail"].split()[0]) == (False, why)
+
+    async def test_one_that_says_nothing_sensible_of_its_models_is_named(
+        self, alone: Llmctl, store: StateStore
+    ) -> None:
+        await submit(store, Rollback(provider="newbox", incident="inc-1"))
+        page = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>"
+        async with listening(alone, page) as url:
+            (end,) = (await alone.json("status"))["providers"]["newbox"]["endpoints"]
+            assert (end["up"], end["detail"], end["models"]) == (True, MODELS, None)
+            assert f"{url} is up, but: {MODELS}" in (await alone("rearm")).err
+
+    async def test_a_gateway_refuses_an_engine_that_stands_still_which_nobody_sees_at_first_sight(
+        self, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "APART_S", 0.0)
+        await stack.shift(1.0)
+        stack.vllm.faults.set("hang_engine")
+        async with stack.client() as client:
+            asked = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+            await until(lambda: any(one.path == "/v1/chat/completions" for one in stack.vllm.requests))
+            await stack.runtime.transports["vllm"].probe()
+            await stack.rollback()
+            refused = await Llmctl(tmp_path / "memos_llm.yaml")("--gateway", stack.url, "rearm")
+            assert refused.code == 3
+            assert "is down (frozen)" in refused.err
+            stack.vllm.faults.clear()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
     async def test_a_hold_down_that_is_not_over_is_named_with_what_is_left(self, stack: Stack, tmp_path: Path) -> None:
         ctl = Llmctl(tmp_path / "memos_llm.yaml")
         rollback = Rollback(provider="vllm", incident="inc-1", trigger="error_rate", automatic=True)
@@ -368,6 +439,20 @@ class TestWebhooks:
                 assert "no gateway is running" not in (await alone("rollback", "--reason", "bad")).err
                 await until(lambda: len(hook.got) == 1, 10.0)
         assert len(hook.got) == 1
+
+    async def test_what_a_short_program_decides_as_it_ends_is_told_before_it_has(
+        self, alone: Llmctl, store: StateStore
+    ) -> None:
+        """Most of them judge once: when they close."""
+        await count(store, "newbox", n=100, failures=60)
+        async with open_hook() as hook:
+            with alone.config.open("a") as file:
+                file.write(f'rollback: {{webhooks: [{{url: "{hook.url}"}}]}}\n')
+            async with Router.open(alone.config, probe=False):
+                pass
+            (incident,) = await store.incidents(9)
+            assert [json.loads(got.body)["id"] for got in hook.got] == [incident.id]
+        assert await store.claim("anyone", 1.0) is None
 
     async def test_a_webhook_that_hangs_holds_nothing_up(self, tmp_path: Path) -> None:
         async with (

@@ -113,6 +113,35 @@ async def test_a_claim_ends_with_its_lease_by_the_stores_clock(store: StateStore
     assert await store.claim("p", 30.0) is None
 
 
+async def test_a_claim_that_is_renewed_stays_whose_it_is(store: StateStore, clock: ManualClock) -> None:
+    await roll_back(store, "a")
+    await roll_back(store, "b")
+    await store.claim("p q", 30.0)  # whatever a process is called
+    await store.claim("p", 30.0)
+    clock.now += 29.0
+    assert await store.renew("a", "p q", 30.0)
+    clock.now += 29.0
+    claimed = [await store.claim("q", 30.0) for _ in range(2)]
+    assert [one and one.id for one in claimed] == ["b", None]
+    assert await store.renew("a", "p q", 1.0)
+    clock.now += 2.0
+    assert await store.renew("a", "p q", 30.0), "its lease was over, and nobody else has claimed it"
+    assert await store.claim("q", 30.0) is None
+
+
+async def test_what_another_has_claimed_or_was_told_is_not_renewed(store: StateStore, clock: ManualClock) -> None:
+    record = await roll_back(store, "a")
+    assert not await store.renew("a", "p", 30.0), "nobody has claimed it"
+    await store.claim("p", 1.0)
+    clock.now += 2.0
+    assert await store.claim("q", 30.0) == record
+    assert not await store.renew("a", "p", 30.0)
+    assert await store.renew("a", "q", 30.0)
+    await store.told("a")
+    assert not await store.renew("a", "q", 30.0)
+    assert not await store.renew("unknown", "q", 30.0)
+
+
 async def test_of_many_that_claim_at_once_one_gets_it(store: StateStore) -> None:
     record = await roll_back(store, "a")
     claims = await asyncio.gather(*(store.claim(f"p{n}", 30.0) for n in range(20)))
@@ -148,6 +177,6 @@ async def test_whose_lease_is_over_may_still_have_told_it(store: StateStore, clo
 async def test_a_closed_store_says_so(store: StateStore) -> None:
     await roll_back(store, "a")
     await store.aclose()
-    for call in (store.note("a", evidence("x")), store.claim("p", 1.0), store.told("a")):
+    for call in (store.note("a", evidence("x")), store.claim("p", 1.0), store.renew("a", "p", 1.0), store.told("a")):
         with pytest.raises(StoreUnreachable, match="closed"):
             await call

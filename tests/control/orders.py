@@ -113,6 +113,9 @@ class Gated:
     async def load(self) -> Flags | None:
         return await self._through("load", self._inner.load)
 
+    def glance(self, within_s: float) -> Flags | None:
+        return self._inner.glance(within_s)
+
     def watch(self) -> AsyncIterator[Flags]:
         return self._watch(self._inner.watch())
 
@@ -142,6 +145,9 @@ class Gated:
 
     async def claim(self, by: str, lease_s: float) -> Incident | None:
         return await self._inner.claim(by, lease_s)
+
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        return await self._inner.renew(incident, by, lease_s)
 
     async def told(self, incident: str) -> None:
         await self._inner.told(incident)

@@ -73,6 +73,8 @@ def test_embeddings_stay_where_their_index_is_when_the_store_says_nothing_of_the
     flags = adopted(ours, None)
     assert flags.share_ppm(EMBEDDING) == PPM
     assert flags.verified == {"m": PROOF}
+    drained = after(OTHER, Maintain(provider="vllm", until=99.0))
+    assert adopted(ours, drained).share_ppm(EMBEDDING) == PPM, "a maintenance gives that scope no share"
     theirs = after(OTHER, shift(1.0, EMBEDDING), shift(0.0, EMBEDDING))
     proposal = propose(ours, theirs, OTHER, "fault", "", 20.0)
     assert proposal.after.share_ppm(EMBEDDING) == 0

@@ -83,6 +83,7 @@ async def process(
         seed=lambda: fresh("i", "s", 500_000, "vllm"),
         clock=clock,
         heartbeat_s=1e6,
+        stale_s=1e7,
     )
     await live.start()
     try:

@@ -27,13 +27,18 @@ def test_flags_and_unpublished_cuts_survive_for_the_owner_only(tmp_path: Path) -
     assert [file.name for file in path.parent.iterdir()] == ["last_good.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"flags": {}}', b"\xff\xfe", None])
+DAMAGED = [b"", b"{", b"[]", b'{"flags": {}}', b"\xff\xfe", b'{"flags": "\xff"}', b'{"x": ' + b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, None])
 def test_a_missing_or_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content)
     assert last_good.read(path) == View(blank())
     assert last_good.read(None) == View(blank())
+    last_good.write(path, VIEW)
+    assert last_good.read(path) == VIEW
 
 
 def test_a_newer_schema_is_not_read(tmp_path: Path) -> None:

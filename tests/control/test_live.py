@@ -44,6 +44,10 @@ class Switch:
         await self.gate.wait()
         return read
 
+    def glance(self, within_s: float) -> Flags | None:
+        self.check()
+        return self.inner.glance(within_s)
+
     def watch(self) -> AsyncIterator[Flags]:
         return self._watch(self.inner.watch())
 
@@ -78,6 +82,10 @@ class Switch:
     async def claim(self, by: str, lease_s: float) -> Incident | None:
         self.check()
         return await self.inner.claim(by, lease_s)
+
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        self.check()
+        return await self.inner.renew(incident, by, lease_s)
 
     async def told(self, incident: str) -> None:
         self.check()
@@ -438,6 +446,15 @@ async def test_a_start_without_the_store_uses_the_last_good_flags(tmp_path: Path
         assert p.revisions == [2]  # the store says the same: nothing new
 
 
+@pytest.mark.parametrize("damage", [b'{"flags":"\xff"}', b'{"x":' + b"[" * 100_000])
+async def test_a_damaged_last_good_file_is_as_good_as_none_and_is_replaced(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "last_good.json"
+    file.write_bytes(damage)
+    async with process(MemoryStore(), seed_ppm=500_000, last_good=file) as p:
+        assert p.share() == 500_000
+        await until(lambda: last_good.read(file).published == p.live.current())
+
+
 async def test_the_last_good_file_follows_every_change(tmp_path: Path) -> None:
     file = tmp_path / "last_good.json"
     async with process(MemoryStore(), seed_ppm=300_000, last_good=file) as p:
@@ -568,3 +585,37 @@ async def test_closing_without_the_store_is_quiet() -> None:
     store = Switch()
     async with process(store, seed_ppm=0):
         store.down = True
+
+
+class Hung(Switch):
+    """While the gate is closed it answers nothing."""
+
+    async def leave(self, instance_id: str) -> None:
+        await self.gate.wait()
+        await super().leave(instance_id)
+
+    async def aclose(self) -> None:
+        await self.gate.wait()
+        await super().aclose()
+
+
+async def test_a_store_that_hangs_does_not_keep_a_process_from_ending_and_what_it_owes_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memos_llm.control.live.CLOSE_S", 0.05)
+    monkeypatch.setattr("memos_llm.control.live.LEAVE_S", 0.05)
+    store, file = Hung(), tmp_path / "last_good.json"
+    async with process(store, last_good=file, seed_ppm=500_000) as p:
+        p.live._owns_store = True
+        store.gate.clear()
+        p.live.cut(rollback())
+        async with asyncio.timeout(5):
+            await p.live.aclose()
+    assert not p.live.store_state.reachable
+    assert "did not answer in time" in p.live.store_state.detail
+    store.gate.set()
+    async with process(store, name="p2", last_good=file) as successor:
+        assert successor.share() == 0, "at once"
+        await until(lambda: successor.live.current().revision == 2)
+    (_, line) = sorted(await store.history(10), key=lambda one: one.revision)
+    assert line.command == "rollback"

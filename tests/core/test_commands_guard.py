@@ -191,11 +191,28 @@ def test_a_maintenance_is_for_a_time_and_is_audited() -> None:
     command = Maintain(provider="vllm", until=700.0, reason="new driver")
     after = command.apply(START, 100.0)
     assert [after.maintained(at) for at in (699.0, 700.0)] == [frozenset({"vllm"}), frozenset()]
-    assert after.scopes == START.scopes
+    assert {name: scope.share_ppm for name, scope in after.scopes.items()} == {GLOBAL: 300_000, EMBEDDING: None}
     line = audit(command, START, after, Actor("alice"), 100.0)
     assert (line.command, line.provider, line.reason, line.revision) == ("maintain", "vllm", "new driver", 3)
     ended = Maintain(provider="vllm", until=None).apply(after, 200.0)
     assert ended.maintenance == {}
+
+
+def test_a_maintenance_begins_new_epochs_of_what_the_candidate_is_judged_by_and_leaves_all_else() -> None:
+    """Embeddings have none before they are named: a pin may have sent them there all the same."""
+    before = human("synthesis").apply(START, 10.0)
+    begun = Maintain(provider="vllm", until=700.0).apply(before, 100.0)
+    ended = Maintain(provider="vllm", until=None).apply(begun, 200.0)
+    for since, epochs, flags in ((100.0, 1, begun), (200.0, 2, ended)):
+        assert flags.scopes == {
+            name: replace(before.scope(name), epoch=before.scope(name).epoch + epochs, since=since)
+            for name in (GLOBAL, "synthesis", EMBEDDING)
+        }
+
+
+def test_what_is_said_of_the_candidate_outlives_a_maintenance_of_another() -> None:
+    after = Maintain(provider="ollama", until=700.0).apply(START, 100.0)
+    assert after.scopes == START.scopes
 
 
 @pytest.mark.parametrize(

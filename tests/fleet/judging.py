@@ -47,7 +47,8 @@ class Row:
         zero = "/".join(map(str, self.zero_ms))
         return (
             f"| {self.fault} | {self.store} | {self.trigger} | {', '.join(self.scope)} | {self.requests} | "
-            f"{self.until_verdict_s:.1f} | {zero} | {self.incidents} | {self.errors} of {self.answers} |"
+            f"{self.until_verdict_s:.1f} | {zero} | {self.incidents} | {self.errors} of {self.answers} | "
+            f"{'in time' if self.in_time else f'LATE, {self.late} requests too'} |"
         )
 
     @property
@@ -57,7 +58,8 @@ class Row:
 
 HEAD = (
     "| fault | store | trigger | scope | requests until verdict | s until verdict "
-    "| verdict → zero share, ms in each process | incidents | client errors |\n|---|---|---|---|---|---|---|---|---|"
+    "| verdict → zero share, ms in each process | incidents | client errors | within 1 s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 

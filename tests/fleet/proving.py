@@ -23,7 +23,7 @@ class Fault:
 
     Attributes:
         spec: as the emulator takes it. models: whose servers are hit; none: all.
-        triggers: any of these is right. scope: what is latched, all of it.
+        triggers: any of these is right. scope: what is latched, all of it, at once or one part after the other.
         by_chance: some requests fail, so that one model's or component's may be proven ill before all of them are; then
             some of them, or all one by one, are as right as a scope of everything.
         patience_s: of the clients.
@@ -47,7 +47,8 @@ class Fault:
 
     def is_right(self, scope: Collection[str]) -> bool:
         """Whether this is what ought to be latched."""
-        return set(scope) == set(self.scope) or (self.by_chance and set(scope) <= set(self.parts))
+        whole = set(scope) in (set(self.scope), set(self.parts))
+        return whole or (self.by_chance and set(scope) <= set(self.parts))
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 from redis_server import redis_server
 
-from fleet.faults import TABLE
-from fleet.fleet import Fleet, open_fleet
+from fleet.faults import OF_QWEN, TABLE
+from fleet.fleet import QWEN, Fleet, open_fleet
 from fleet.proving import Fault, prove, prove_quiet
 
 Fleets = Mapping[str, Fleet]
@@ -37,12 +37,13 @@ ONE_PER_TRIGGER = [
         known=5,
     ),
     Fault(
-        name="20 % fail",
-        spec="status:code=500,rate=0.2",
-        triggers=("error_rate", "error_run"),
+        name="40 % fail where 30 % may",
+        spec="status:code=500,rate=0.4",
+        triggers=("error_rate",),
         by_chance=True,
-        rules=FEW | {"confidence": 0.95},
-        known=20,
+        rate_then=8.0,  # a process's own run would need 12 failures more than successes: too few requests for that
+        rules=FEW | {"error_rate": 0.3, "confidence": 0.5, "window_s": 5},
+        known=5,
     ),
     Fault(
         name="all are slow",
@@ -58,6 +59,15 @@ ONE_PER_TRIGGER = [
         scope=("synthesis",),
         rules=FEW | {"confidence": 0.95, "window_s": 30, "components": {"synthesis": {"latency_p95_ms": 700}}},
         known=20,
+    ),
+    Fault(
+        name="one model's breakers open and close",
+        spec="status:code=500,every_s=3",
+        triggers=("breaker_open",),
+        models=(QWEN,),
+        scope=OF_QWEN,
+        rules={"error_rate": None, "consecutive_timeouts": None},
+        known=5,  # what takes the time are two open periods, of 5 s at least
     ),
     Fault(name="hangs, /health is well", spec="hang", triggers=("timeouts",), rules={"error_rate": None}, known=5),
     Fault(

@@ -34,8 +34,9 @@ from guarding import (
 from stack import ME, OLLAMA_MODELS, VLLM_MODEL, Stack, document, open_gateway, open_stack, settings, until
 
 from memos_llm.core.commands import Maintain
-from memos_llm.core.events import GuardBlind, IncidentOpened, RollbackHeld
+from memos_llm.core.events import AttemptEnded, GuardBlind, IncidentOpened, RollbackHeld
 from memos_llm.emulators import OllamaEmulator, VllmEmulator
+from memos_llm.providers.http import HttpTransport
 
 FAILING = "status:code=500,rate=0.4"
 
@@ -85,6 +86,27 @@ async def test_when_their_host_is_gone_nothing_changes_until_one_of_them_is_back
         await probe(stack, "ollama", times=1)
         await ask_until(stack, client, IncidentOpened)
         assert (await ask(client, 1)).headers["x-memos-provider"] == "ollama"
+        nothing_broke(stack)
+
+
+async def test_a_baseline_that_hung_once_and_is_never_idle_is_gone_back_to(tmp_path: Path) -> None:
+    async with open_stack(tmp_path, config={"timeouts": {"stall_s": 0.3}}) as stack, stack.client() as client:
+        transport = stack.runtime.transports["ollama"]
+        assert isinstance(transport, HttpTransport)
+        (endpoint,) = transport._pool
+        await ask(client, 0)
+        stack.ollama.faults.set("hang_after_headers:count=1")
+        somebody = endpoint.begin()
+        assert (await ask(client, 0, stream=True)).status_code == 504
+        assert transport.offer("qwen3:8b").refused == "down"
+        assert (await ask(client, 0)).status_code == 200
+        await until(lambda: transport.offer("qwen3:8b").refused is None)
+        await stack.shift(1.0)
+        stack.vllm.faults.set("refuse")
+        await probe(stack, "vllm")
+        await until(lambda: bool(stack.told.of(IncidentOpened)) or bool(held(stack)))
+        assert (held(stack), latched(stack)) == (set(), True)
+        somebody.end()
         nothing_broke(stack)
 
 
@@ -274,6 +296,33 @@ async def test_a_restart_under_maintenance_is_no_incident_and_the_traffic_comes_
             assert time.time() >= until_then
             await said_again(stack)
         assert set(asked.statuses) == {200}
+        assert (incidents(stack), share(stack)) == ([], 1.0)
+        nothing_broke(stack)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["by itself", "sooner"])
+async def test_streams_that_a_restart_under_maintenance_cuts_are_no_incident_once_it_is_over(
+    tmp_path: Path, ended: bool
+) -> None:
+    """More of them than a verdict needs, and nobody asks anything in between."""
+    async with open_stack(tmp_path, vllm={"inter_token_s": 0.2}) as stack, stack.client() as client:
+        await stack.shift(1.0)
+        live = stack.runtime.live
+        asked = asyncio.create_task(some(client, 0, 60, stream=True, max_tokens=1000))
+        await until(lambda: stack.vllm.counters.in_flight == 60)
+        await live.submit(Maintain(provider="vllm", until=time.time() + (60.0 if ended else 1.5)), ME)
+        stack.vllm.faults.set("engine_dead")
+        await asked
+        failed = [one for one in stack.told.of(AttemptEnded) if one.provider == "vllm" and one.outcome.kind != "ok"]
+        assert len(failed) == 60
+        await said_again(stack)
+        stack.vllm.faults.clear()
+        if ended:
+            await live.submit(Maintain(provider="vllm", until=None), ME)
+        await until(lambda: not live.current().maintained(time.time()))
+        await said_again(stack)
+        assert set(await some(client, 100, 4)) == {200}
+        await said_again(stack)
         assert (incidents(stack), share(stack)) == ([], 1.0)
         nothing_broke(stack)
 

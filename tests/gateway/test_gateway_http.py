@@ -341,6 +341,7 @@ class Line:
     """A client's connection, as the server keeps it."""
 
     on_left: Any = None
+    lost = False
 
 
 async def test_a_request_that_is_over_leaves_the_next_ones_watch_alone() -> None:

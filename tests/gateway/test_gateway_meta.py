@@ -3,13 +3,15 @@
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
-from stack import Stack, open_stack, until
+from stack import Stack, document, open_gateway, open_stack, settings, until
+from starlette.requests import Request
 
-from memos_llm.core.events import ConfigRejected, StoreState
+from memos_llm.core.events import ConfigRejected, RequestRefused, RequestStarted, StoreState
+from memos_llm.emulators import VllmEmulator
 from memos_llm.providers import http
 
 ONLY_VLLM = {"vllm": "Qwen/Qwen3-8B"}
@@ -155,6 +157,17 @@ async def test_nothing_is_a_404(both: Stack) -> None:
     assert (response.status_code, "favicon" in response.json()["error"]) == (404, True)
 
 
+async def test_an_error_is_told_without_a_look_at_the_host(both: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older starlette makes the whole address of it, and raises where it can be no host."""
+
+    def url(request: Request) -> NoReturn:
+        raise ValueError("Invalid IPv6 URL")
+
+    monkeypatch.setattr(Request, "url", property(url))
+    assert (await ask(both, "GET", "/v1/models/org/nothing")).status_code == 404
+    assert "/admin/v1/nothing" in (await ask(both, "GET", "/admin/v1/nothing")).text
+
+
 # --- load and unload --------------------------------------------------------------------------------------------------
 
 LOADS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -190,6 +203,27 @@ async def test_it_is_not_loaded_while_its_server_is_down(both: Stack) -> None:
     await down(both)
     response = await ask(both, "POST", "/api/generate", {"model": "big"})
     assert (response.status_code, isinstance(response.json()["error"], str)) == (503, True)
+    assert len(both.told.of(RequestStarted)) == 1  # that the baseline has no such model is its answer
+    assert not both.told.of(RequestRefused)
+
+
+async def test_a_load_that_no_provider_could_be_asked_for_is_told_as_refused(tmp_path: Path) -> None:
+    async with VllmEmulator(port=0, models=["org/model"]) as emulator:
+        config = {
+            **document("http://127.0.0.1:9", emulator.url, tmp_path, models={"later": {"vllm": "not/there-yet"}}),
+            "baseline": "old",
+            "fallback": "old",
+        }
+        config["providers"] = {
+            "old": {"kind": "vllm", "base_url": "http://127.0.0.1:9"},
+            "vllm": config["providers"]["vllm"],
+        }
+        async with open_gateway(settings(tmp_path, config)) as (runtime, told, url):
+            await runtime.transports["vllm"].probe()
+            async with httpx.AsyncClient(base_url=url) as client:
+                assert (await client.post("/api/generate", json={"model": "later"})).status_code == 503
+            assert [(event.status, event.error_name) for event in told.of(RequestRefused)] == [(503, "LLM_UNAVAILABLE")]
+            assert not told.of(RequestStarted)
 
 
 async def test_a_model_that_its_server_does_not_list_is_neither_loaded_nor_running(tmp_path: Path) -> None:

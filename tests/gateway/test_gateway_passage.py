@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,32 @@ async def test_where_no_error_can_be_said_a_broken_answer_stays_without_an_end(k
     async with before(Backend(head + b"5\r\nfirst\r\n"), tmp_path) as (client, _):
         with pytest.raises(httpx.RemoteProtocolError):
             await client.post("/v1/audio/speech", json={"model": "qwen3:8b"})
+
+
+# --- what no other reader may read in it ------------------------------------------------------------------------------
+
+MEDIA = '{"model":"qwen3:8b","input":[{"type":"input_image","image_url":"http://10.0.0.1/x"}]}'
+ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+
+
+async def test_json_that_is_not_in_utf_8_is_refused_whatever_its_type(stack: Stack) -> None:
+    """What Python reads of bytes: a back end in it would fetch what we cannot see."""
+    types: list[dict[str, str]] = [{}, {"content-type": "application/json"}, {"content-type": "text/plain"}]
+    async with stack.client() as client:
+        for encoding, text, headers in product(ENCODINGS, (MEDIA, f" \r\n{MEDIA}"), types):
+            body = text.encode(encoding)
+            assert json.loads(body)["input"]
+            response = await client.post("/v1/responses", content=body, headers=headers)
+            assert (response.status_code, "UTF-8" in response.text) == (400, True), (encoding, text, headers)
+    assert not [request for request in stack.ollama.requests if request.method == "POST"]
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe\x00", b"\x20\x00\x00\x00\x00\x00\x00\x00{", b"\x00\xd8\x00\xd8"])
+async def test_bytes_that_are_no_json_in_any_encoding_pass(body: bytes, tmp_path: Path) -> None:
+    backend = Backend(answer(b"ok"))
+    async with before(backend, tmp_path) as (client, _):
+        assert (await client.post("/v1/files", content=body)).status_code == 200
+    assert backend.bodies == [body]
 
 
 # --- pull -------------------------------------------------------------------------------------------------------------

@@ -174,6 +174,32 @@ async def test_workers_that_lose_their_parent_drain_and_end(tmp_path: Path) -> N
         assert await instances(site) == []  # they have deregistered
 
 
+FIRST_MOMENT = """
+import os, signal, socket, time
+from memos_llm.gateway import workers
+
+be = workers._Supervisor._be
+
+def struck(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    be(self, *arguments)
+
+workers._Supervisor._be = struck
+try:
+    workers.supervise(lambda worker: time.sleep(60), 1, socket.socket(), drain_s=1, ready=lambda: None)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+async def test_a_signal_in_the_first_moment_of_a_worker_is_that_workers_own() -> None:
+    command = (sys.executable, "-c", FIRST_MOMENT)
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+    async with asyncio.timeout(20):
+        told, faults = await process.communicate()
+    assert (told.decode(), faults) == (f"worker 1 ended with -{signal.SIGTERM:d} before it served\n", b"")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_closed_terminal_ends_it_though_its_signal_is_the_one_that_reloads(
     tmp_path: Path, workers: str

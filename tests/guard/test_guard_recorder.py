@@ -778,6 +778,21 @@ def test_a_rearm_forgives_the_time_outs_before_it() -> None:
     assert Trigger.TIMEOUTS in {trigger for trigger, _ in world.trips()}
 
 
+def test_what_was_in_flight_at_a_rearm_says_nothing_of_time_outs_after_it() -> None:
+    world = World()
+    requests = [world.start() for _ in range(3)]
+    world.clock.advance(1.0)
+    rearmed = Scope(share_ppm=500_000, epoch=4, rearmed_at=STORE + world.clock.now)
+    world.flags = replace(world.flags, scopes={GLOBAL: rearmed})
+    world.wait(0.25)
+    for request in requests:
+        request.ended(Kind.TIMEOUT, 2.0)
+        world.clock.advance(0.1)
+    world.start(decision=world.decision())
+    world.wait(WAITS_S + 1)
+    assert world.trips() == {}
+
+
 def test_what_was_tripped_by_an_epoch_that_is_over_is_told_of_no_more() -> None:
     world = World()
     world.fail(6)

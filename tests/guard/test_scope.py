@@ -47,6 +47,19 @@ VECTORS = Use(EMBEDDING, EMBEDDING, "mxbai", 100, 5)
         (Sum(provider="vllm", model=BIG), [use("a", failures=9), use("b", failures=9)], set(), (GLOBAL,)),
         # a model that fails in one component and is well in another is that component's failure
         (Sum(provider="vllm", model=BIG), [use("a", failures=9), use("b")], {"b"}, ("a",)),
+        # who used only the failing model, and whose requests were diverted before one of them failed
+        (Sum(provider="vllm", model=SMALL), [use("a", SMALL, 1), use("b"), use("c", SMALL)], set(), ("a", "c")),
+        (Sum(provider="vllm", model=BIG), [use("a", failures=9), use("b"), use("c")], {"b"}, ("a", "c")),
+        (Sum(provider="vllm", model=BIG), [use("a", failures=9), use("b")], set(), (GLOBAL,)),
+        # but not who used others too, while somebody did not
+        (Sum(provider="vllm", model=SMALL), [use("a", SMALL), use("c", SMALL, 3), use("c")], set(), ("a",)),
+        # where all used others too, those that it failed
+        (
+            Sum(provider="vllm", model=SMALL),
+            [use("a", SMALL), use("a"), use("c", SMALL, 3), use("c"), use("b")],
+            set(),
+            ("c",),
+        ),
         # embeddings stand apart
         (Sum(provider="vllm", component=EMBEDDING), [VECTORS, use("a")], {"a"}, (EMBEDDING,)),
         (Sum(provider="vllm", model="mxbai"), [VECTORS, use("a")], set(), (EMBEDDING,)),

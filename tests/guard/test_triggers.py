@@ -160,6 +160,12 @@ def test_a_baseline_that_is_over_too_is_as_bad_unless_the_candidate_is_surely_wo
     assert not as_bad(0.05, candidate=(60, 100), baseline=(10, 100))
 
 
+def test_one_bad_request_of_few_makes_no_baseline_as_bad() -> None:
+    assert not as_bad(0.05, candidate=(6, 6), baseline=(1, 1))
+    assert not as_bad(0.05, candidate=(60, 100), baseline=(1, 8))
+    assert as_bad(0.05, candidate=(6, 6), baseline=(2, 2))
+
+
 def test_of_an_arm_without_requests_nothing_is_known() -> None:
     assert not as_bad(0.05, candidate=(6, 6), baseline=(0, 0))
     assert not as_bad(0.05, candidate=(0, 0), baseline=(6, 6))

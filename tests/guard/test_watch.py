@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,6 +39,7 @@ from memos_llm.testing import FakeTransport, FixedFlags, ManualClock, Recorder
 START = 1_000_000.0  # Unix seconds when the manual clocks begin
 VLLM, OLLAMA = "http://vllm.test", "http://ollama.test"
 ILL = Outcome(kind=Kind.SERVER, status=500)
+TIMED_OUT = Outcome(kind=Kind.TIMEOUT)
 
 
 class Site:
@@ -77,6 +78,9 @@ class Site:
         )
         self.asked = 0
 
+    def at_store(self) -> float:
+        return self.clock() - 1000.0 + START
+
     def apply(self, command: Any) -> None:
         self.flags.flags = command.apply(self.flags.flags, START)
 
@@ -95,7 +99,16 @@ class Site:
         duration_s: float = 0.01,
     ) -> None:
         """One request, answered before anything else happens."""
+        end = self.begin(provider, component, model)
+        self.clock.advance(duration_s)
+        end(outcome)
+
+    def begin(
+        self, provider: str = "vllm", component: str = "default", model: str = "qwen3:8b"
+    ) -> Callable[[Outcome], None]:
+        """One request; what is returned ends it."""
         self.asked += 1
+        began = self.clock()
         scope, said = self.flags.current().effective(component)
         arm = Arm.CANDIDATE if provider == "vllm" else Arm.BASELINE
         decision = Decision(
@@ -117,8 +130,11 @@ class Site:
         self.bus.emit(
             AttemptStarted(decision=decision, operation=Operation.CHAT, stream=False, key=self.asked, **common)
         )
-        self.clock.advance(duration_s)
-        self.bus.emit(AttemptEnded(outcome=outcome, duration_s=duration_s, **common))
+
+        def end(outcome: Outcome) -> None:
+            self.bus.emit(AttemptEnded(outcome=outcome, duration_s=self.clock() - began, **common))
+
+        return end
 
     def probe(self, endpoint: str = VLLM, failure: str = "connect") -> None:
         provider = "vllm" if endpoint == VLLM else "ollama"
@@ -134,9 +150,15 @@ class Site:
 
 
 class Away(MemoryStore):
-    """A store that can be away, of a newer schema, or broken."""
+    """A store that can be away, of a newer schema, or broken; `slow`: told when it is asked for instances."""
 
     fault: Exception | None = None
+    slow: Callable[[], Awaitable[None]] | None = None
+
+    async def instances(self) -> Sequence[Instance]:
+        if self.slow is not None:
+            await self.slow()
+        return await super().instances()
 
     async def merge(self, deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
         if isinstance(self.fault, Refused) and not deltas:
@@ -224,7 +246,49 @@ async def test_a_rollback_carries_its_evidence(site: Site) -> None:
     assert [(arm.provider, arm.n, arm.failures) for arm in evidence.windows] == [("vllm", 60, 12), ("ollama", 30, 0)]
     assert [probe.endpoint for probe in evidence.probes] == [VLLM]
     assert evidence.models == ("qwen3:8b",)
-    assert evidence.detection_s is not None
+    assert evidence.requests == tuple(f"r{number}" for number in range(15, 61, 5)), "the last ten"
+
+
+@pytest.mark.parametrize("trigger", [Trigger.ERROR_RATE, Trigger.LATENCY])
+async def test_detection_takes_from_the_first_bad_request_to_the_verdict(site: Site, trigger: Trigger) -> None:
+    """However long the window, and whatever went wrong before the share was what it is."""
+    cut: list[Rollback] = []
+    site.flags.cut = cut.append  # type: ignore[method-assign,assignment]  # to look at what is cut
+    some(site, 20, failing_each=20)
+    site.ask(duration_s=6.0)
+    site.flags.flags = Shift(provider="vllm", share_ppm=PPM).apply(site.flags.flags, site.at_store())
+    some(site, 60)
+    site.clock.advance(40.0)
+    bad, began, ids = site.asked + 1, site.at_store(), []
+    for _ in range(40):
+        slow = trigger is Trigger.LATENCY
+        site.ask(OK if slow else ILL, duration_s=6.0 if slow else 0.01)
+        ids.append(f"r{site.asked}")
+        some(site, 9)
+        await site.turn()
+        if cut:
+            break
+    evidence = cut[0].evidence
+    assert evidence is not None
+    assert (cut[0].trigger, evidence.requests) == (trigger, tuple(ids[-10:]))
+    assert bad == int(ids[0][1:])
+    assert evidence.detection_s == pytest.approx(site.at_store() - began, abs=1.0)
+
+
+async def test_the_ids_are_of_requests_that_were_judged(store: Away, clock: ManualClock) -> None:
+    """What failed here long before, and what failed in another process, is not told as these."""
+    site, other = Site(store, clock), Site(store, clock, name="other")
+    cut: list[Rollback] = []
+    site.flags.cut = cut.append  # type: ignore[method-assign,assignment]  # to look at what is cut
+    some(site, 100, failing_each=100)
+    await site.turn()
+    clock.advance(600.0)
+    some(other, 200, failing_each=5)
+    await other.turn()
+    await site.turn()
+    evidence = cut[0].evidence
+    assert evidence is not None
+    assert (evidence.n, evidence.k, evidence.requests) == (200, 40, ())
 
 
 async def test_the_evidence_is_of_the_epoch_that_was_judged(site: Site) -> None:
@@ -341,6 +405,36 @@ async def test_a_baseline_that_is_as_bad_is_nothing_to_go_back_to(site: Site) ->
     await site.turn()
     assert site.held() == [(GLOBAL, "error_rate", "limit-unfit")]
     assert site.latched == {}
+
+
+@pytest.mark.parametrize("limit", [0.05, None])
+@pytest.mark.parametrize(
+    ("baseline", "latched"),
+    [((TIMED_OUT,), {}), ((), {GLOBAL: "vllm"}), ((OK,), {GLOBAL: "vllm"}), (99 * (OK,) + (ILL,), {GLOBAL: "vllm"})],
+    ids=["times out too", "unused", "well", "well but once"],
+)
+@pytest.mark.parametrize("trigger", [Trigger.TIMEOUTS, Trigger.BREAKER_OPEN])
+async def test_what_is_as_bad_needs_no_limit_to_be_it(
+    store: Away,
+    clock: ManualClock,
+    limit: float | None,
+    baseline: tuple[Outcome, ...],
+    latched: dict[str, str],
+    trigger: Trigger,
+) -> None:
+    in_a_row = 3 if trigger is Trigger.TIMEOUTS else 100
+    site = Site(store, clock, limits=Limits(error_rate=limit, latency_p95_s=None, consecutive_timeouts=in_a_row))
+    some(site, 100)
+    for _ in range(3):
+        site.ask(TIMED_OUT)
+        for outcome in baseline:
+            site.ask(outcome, provider="ollama")
+        if trigger is Trigger.BREAKER_OPEN:
+            for state in ("open", "half_open"):
+                site.bus.emit(BreakerChanged(provider="vllm", endpoint=VLLM, state=state))
+        await site.turn()
+    assert site.latched == latched
+    assert site.held() == ([] if latched else [(GLOBAL, trigger, "limit-unfit")])
 
 
 async def test_a_baseline_that_was_as_bad_for_long_is_gone_back_to_once_it_was_well_for_a_window(
@@ -465,6 +559,26 @@ async def test_what_has_begun_to_fail_everywhere_is_not_taken_for_one_component_
     assert site.latched == {scope: "vllm"}
 
 
+@pytest.mark.parametrize(
+    ("other", "latched"), [(OK, {"synthesis", "analysis"}), (ILL, {GLOBAL}), (None, {"synthesis", "analysis"})]
+)
+async def test_a_model_that_begins_to_fail_takes_nobody_along_who_asks_for_another(
+    site: Site, other: Outcome | None, latched: set[str]
+) -> None:
+    """Its run and the provider's trip together, for hardly anybody asks for the other one meanwhile."""
+    for component in ("synthesis", "analysis", "classification"):
+        some(site, 40, component=component, model="llama3.2:3b" if component == "classification" else "qwen3:8b")
+    await site.turn()
+    site.clock.advance(1.0)
+    for _ in range(4):
+        site.ask(ILL, component="synthesis")
+        site.ask(ILL, component="analysis")
+    if other is not None:
+        site.ask(other, component="classification", model="llama3.2:3b")
+    site.guard.tick()
+    assert site.latched.keys() == latched
+
+
 async def test_a_dead_model_latches_the_components_that_used_only_it(site: Site) -> None:
     other = FakeTransport("vllm")
     other.serving = lambda model: ("http://spare.test",) if model.startswith("llama") else (VLLM,)  # type: ignore[method-assign]  # two endpoints
@@ -489,6 +603,56 @@ async def test_dead_is_what_a_majority_finds_dead(
     assert site.guard.dead() == (VLLM,)
     await site.turn()
     assert site.latched == latched
+
+
+async def owes() -> None:
+    raise StoreUnreachable("it did not answer in time")
+
+
+async def hangs() -> None:
+    await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize("slow", [owes, hangs])
+@pytest.mark.parametrize("asked_before", [True, False])
+async def test_it_votes_alone_only_when_the_store_was_away_for_longer_than_votes_hold(
+    site: Site,
+    store: Away,
+    asked_before: bool,
+    slow: Callable[[], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("memos_llm.guard.watch.STORE_S", 0.01)
+    for name in ("two", "three", "four"):
+        await store.heartbeat(Instance(id=name, kind="gateway", revision=1, at=0.0, dead=()))
+    await site.turn()
+    for _ in range(3):
+        site.probe()
+    if asked_before:
+        await site.turn()
+    store.slow = slow
+    for _ in range(5):
+        await site.turn()
+        assert site.latched == {}, "three of four find it alive, as far as is known"
+    await site.turn()
+    assert site.latched == {GLOBAL: "vllm"}
+    await site.guard.aclose()
+
+
+@pytest.mark.parametrize("late_s", [5.0, 0.4])
+async def test_what_took_the_store_long_does_not_set_the_clock(site: Site, store: Away, late_s: float) -> None:
+    """It looks at its clock when it has waited for its lock, and not half-way."""
+    await site.turn()
+    merge = store.merge
+
+    async def locked(deltas: Sequence[WindowDelta], cursor: int = 0) -> Merged:
+        site.clock.advance(late_s)
+        return await merge(deltas, cursor)
+
+    store.merge = locked  # type: ignore[method-assign]  # of this one store
+    await site.turn()
+    ahead = site.told.of(GuardSaid)[-1].at - site.at_store()
+    assert ahead == pytest.approx(0.0 if late_s > 0.5 else late_s / 2)
 
 
 async def test_a_breaker_that_keeps_opening_rolls_back_and_not_again_for_the_same_after_a_rearm(site: Site) -> None:

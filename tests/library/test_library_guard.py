@@ -39,10 +39,12 @@ with memos_llm.SyncRouter.open(config) as router:
 class Pair:
     """Two back ends, a configuration for many processes, and the store that they share."""
 
-    def __init__(self, ollama: OllamaEmulator, vllm: VllmEmulator, folder: Path) -> None:
+    def __init__(self, ollama: OllamaEmulator, vllm: VllmEmulator, folder: Path, store: str = "") -> None:
         self.ollama, self.vllm, self.folder = ollama, vllm, folder
-        models: dict[str, Any] = {"qwen3:8b": {"vllm": VLLM_MODEL}}
-        self.config: Settings = settings(folder, document(ollama.url, vllm.url, folder, models=models, rollback=RULES))
+        changes: dict[str, Any] = {"models": {"qwen3:8b": {"vllm": VLLM_MODEL}}, "rollback": RULES}
+        if store:
+            changes["store"] = store
+        self.config: Settings = settings(folder, document(ollama.url, vllm.url, folder, **changes))
 
     @property
     def path(self) -> Path:
@@ -74,12 +76,17 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """On SQLite; with a test's parameter `redis` on that."""
+    server = request.getfixturevalue("redis") if getattr(request, "param", "") == "redis" else None
     async with (
         OllamaEmulator(port=0, models=["qwen3:8b"]) as ollama,
         VllmEmulator(port=0, models=[VLLM_MODEL]) as vllm,
     ):
-        yield Pair(ollama, vllm, tmp_path)
+        yield Pair(ollama, vllm, tmp_path, server.url(f"library-{tmp_path.name}") if server else "")
+
+
+ON_EVERY_STORE = pytest.mark.parametrize("pair", ["sqlite", "redis"], indirect=True)
 
 
 def told_by(runtime: Runtime) -> Recorder:
@@ -101,6 +108,7 @@ async def generate(router: Router, count: int, first: int = 0) -> list[str]:
     return [answer.provider for answer in await asyncio.gather(*calls)]
 
 
+@ON_EVERY_STORE
 async def test_scripts_that_each_see_little_roll_back_together(pair: Pair) -> None:
     """None of them sees enough: what they leave behind does, and the one that brings the last of it acts."""
     async with Router.open(pair.config) as router:
@@ -126,6 +134,7 @@ async def test_scripts_that_each_see_little_roll_back_together(pair: Pair) -> No
     assert pair.chats == asked
 
 
+@ON_EVERY_STORE
 async def test_a_gateway_rolls_back_for_what_scripts_saw_and_long_lived_routers_follow(pair: Pair) -> None:
     async with open_gateway(pair.config) as (runtime, _, url), Router.open(pair.config) as long_lived:
         with await asyncio.to_thread(SyncRouter.open, pair.config) as sync:

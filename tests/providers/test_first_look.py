@@ -33,9 +33,10 @@ async def transport(servers: tuple[VllmEmulator, VllmEmulator]) -> AsyncIterator
     await client.aclose()
 
 
-async def served_by(transport: Transport, endpoint: str = "") -> str:
+async def served_by(transport: Transport) -> str:
     body = b'{"model":"%s","input":"x"}' % VECTORS.encode()
-    request = WireRequest("r", Wire.OPENAI_EMBEDDINGS, VECTORS, body, False, endpoint=endpoint)
+    await transport.acquaint(VECTORS)
+    request = WireRequest("r", Wire.OPENAI_EMBEDDINGS, VECTORS, body, False)
     reply = await transport.open(request)
     try:
         return reply.endpoint
@@ -47,12 +48,6 @@ async def test_the_first_request_finds_the_model(
     transport: Transport, servers: tuple[VllmEmulator, VllmEmulator]
 ) -> None:
     assert [await served_by(transport) for _ in range(3)] == [servers[1].url] * 3
-
-
-async def test_an_endpoint_picked_in_ignorance_is_picked_again(
-    transport: Transport, servers: tuple[VllmEmulator, VllmEmulator]
-) -> None:
-    assert await served_by(transport, servers[0].url) == servers[1].url
 
 
 async def test_one_that_does_not_answer_the_look_is_no_reason_to_wait(

@@ -13,7 +13,7 @@ from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.policy import Endpoint, ProviderSpec
 from memos_llm.providers import AiohttpClient, Prober, health, ollama, open_transport, vllm
 from memos_llm.providers.endpoints import Pool
-from memos_llm.providers.health import Finding, Get, check, note
+from memos_llm.providers.health import MODELS, Finding, Get, check, note
 from memos_llm.testing import FakeTransport, ManualClock, Recorder
 
 DEAD = AttemptFailed(Outcome(kind=Kind.SERVER, status=503))
@@ -37,9 +37,10 @@ async def test_ollama_tells_version_and_models() -> None:
     assert await check(get, ollama.ask) == Finding(version="0.33.0", models=("a:latest", "b:7b"))
 
 
-@pytest.mark.parametrize("tags", [b"", b"<html>", b'{"models":7}', DEAD])
-async def test_ollama_is_up_even_if_its_models_cannot_be_had(tags: bytes | AttemptFailed) -> None:
-    assert await check(server(version=b'{"version":"1"}', tags=tags), ollama.ask) == Finding(version="1")
+@pytest.mark.parametrize(("tags", "detail"), [(b"", ""), (b"<html>", MODELS), (b'{"models":7}', MODELS), (DEAD, "")])
+async def test_ollama_is_up_even_if_its_models_cannot_be_had(tags: bytes | AttemptFailed, detail: str) -> None:
+    found = await check(server(version=b'{"version":"1"}', tags=tags), ollama.ask)
+    assert found == Finding(version="1", detail=detail)
 
 
 async def test_ollama_without_models_serves_none() -> None:
@@ -58,7 +59,8 @@ async def test_vllm_tells_version_and_models() -> None:
 
 async def test_vllm_is_up_if_only_its_health_says_so() -> None:
     assert await check(server(health=b""), vllm.ask) == Finding()
-    assert await check(server(health=b"", models=b"[]", version=b"[]"), vllm.ask) == Finding()
+    found = await check(server(health=b"", models=b"[]", version=b"[]"), vllm.ask)
+    assert found == Finding(detail=MODELS)
 
 
 async def test_a_dead_engine_is_down() -> None:

@@ -266,6 +266,43 @@ async def test_who_waits_for_a_connection_gets_the_next_that_is_free() -> None:
     await client.aclose()
 
 
+async def test_who_waits_gets_the_connection_that_comes_back_and_nobody_goes_before() -> None:
+    client = Http1Client(max_connections=1)
+    async with server(says(HELLO)) as back_end:
+        begun: list[int] = []
+
+        async def one(number: int) -> bytes:
+            reply = await send(client, back_end.url)
+            begun.append(number)
+            return await read_all(reply)
+
+        reply = await send(client, back_end.url)
+        waiting = [asyncio.create_task(one(number)) for number in range(2)]
+        await asyncio.sleep(0)
+        await read_all(reply)
+        newcomer = asyncio.create_task(one(2))
+        assert await asyncio.wait_for(asyncio.gather(*waiting, newcomer), 5) == [b"hello"] * 3
+        assert (begun, back_end.accepted) == ([0, 1, 2], 1)
+    await client.aclose()
+
+
+async def test_a_connection_that_comes_back_only_to_end_is_not_told_of_either() -> None:
+    async def once(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(HELLO)
+        await connection.request()
+
+    async def ask() -> bytes:
+        return await read_all(await send(client, back_end.url))
+
+    client = Http1Client(max_connections=1)
+    async with server(once, once, says(HELLO)) as back_end:
+        await ask()
+        assert set(await asyncio.wait_for(asyncio.gather(ask(), ask()), 5)) == {b"hello"}
+        assert back_end.accepted == 3
+    await client.aclose()
+
+
 async def test_closing_the_client_ends_what_is_in_use() -> None:
     client = Http1Client()
     async with server(says(HELLO[:-5])) as back_end:

@@ -126,6 +126,64 @@ def test_a_probe_brings_it_back_once_its_clients_have_left() -> None:
     assert setup.state.up is True
 
 
+@pytest.mark.parametrize(
+    ("begun", "generates", "up"), [("before", True, False), ("after", True, True), ("after", False, False)]
+)
+def test_among_many_it_is_well_once_a_later_one_has_an_answer_of_the_engine(
+    begun: str, generates: bool, up: bool
+) -> None:
+    """What an older stream had left unread says nothing, nor do embeddings and passages: others may answer these."""
+    setup = Setup()
+    setup.state.begin().flow(setup.clock())
+    older = setup.state.begin(generates=generates)
+    setup.clock.advance(STALL_S)
+    setup.watch.look()
+    later = setup.state.begin(generates=generates)
+    (older if begun == "before" else later).heard(setup.clock(), content=True)
+    note(setup.pool, setup.state, Finding(), setup.clock())
+    assert setup.state.up is up
+
+
+def test_who_comes_later_has_as_long_and_then_is_cut_too() -> None:
+    setup = Setup()
+    setup.state.begin().flow(setup.clock())
+    setup.clock.advance(STALL_S)
+    setup.watch.look()
+    later = setup.state.begin(generates=True)
+    later.flow(setup.clock())
+    later.heard(setup.clock(), content=True)
+    setup.clock.advance(STALL_S - 1.0)
+    setup.watch.look()
+    assert setup.state.downs == 1
+    setup.clock.advance(1.0)
+    setup.watch.look()
+    note(setup.pool, setup.state, Finding(), setup.clock())
+    assert (setup.state.downs, setup.state.up, setup.told) == (2, False, [setup.state])
+
+
+async def test_under_steady_traffic_all_that_hang_are_cut_and_the_first_answer_brings_it_back() -> None:
+    async with (
+        OllamaEmulator() as ollama,
+        opened(ollama.url, timeouts=Timeouts(stall_s=0.2)) as ours,
+    ):
+        await ours.answer(STREAM)
+        (state,) = ours.transport._pool
+        somebody = state.begin()
+        ollama.faults.set("hang_after_headers")
+        for _ in range(2):
+            reply = await ours.transport.open(STREAM)
+            with pytest.raises(AttemptFailed) as caught:
+                await asyncio.wait_for(reply.read(), 5.0)
+            assert caught.value.outcome == Outcome(kind=Kind.TIMEOUT, code="stalled")
+            await reply.aclose()
+        assert ours.transport.offer("qwen3:8b").refused == "down"
+        ollama.faults.clear()
+        await ours.answer(STREAM)
+        await until(lambda: ours.transport.offer("qwen3:8b").refused is None)
+        somebody.end()
+        assert [(e.up, e.detail) for e in ours.told.of(ProbeEnded)] == [(False, "stalled"), (True, "")]
+
+
 async def test_what_hangs_is_cut_and_the_endpoint_comes_back_without_a_prober() -> None:
     async with (
         OllamaEmulator() as ollama,

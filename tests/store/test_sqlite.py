@@ -23,6 +23,8 @@ from memos_llm.store import SqliteStore, files
 from memos_llm.store.database import FIXES, unreachable
 
 HUMAN = Actor("tester")
+DAMAGED = [b"{", b'{"salt":"\xff"}', b'{"x":' + b"[" * 100_000]
+"""No JSON, no text, and nested too deep."""
 
 
 @pytest.fixture
@@ -127,11 +129,20 @@ async def test_a_damaged_file_is_named_and_a_restored_one_works_without_a_restar
     await again.aclose()
 
 
-async def test_damaged_flags_are_named(store: SqliteStore, outside: sqlite3.Connection) -> None:
+@pytest.mark.parametrize("document", DAMAGED)
+async def test_damaged_flags_are_named(store: SqliteStore, outside: sqlite3.Connection, document: bytes) -> None:
     await put(store, 0)
-    outside.execute("UPDATE flags SET document = x'7B00'")
+    outside.execute("UPDATE flags SET document = ?", (document,))
     with pytest.raises(StoreUnreachable, match="flags in the store are damaged"):
         await store.load()
+
+
+@pytest.mark.parametrize("document", DAMAGED)
+async def test_a_damaged_history_is_named(store: SqliteStore, outside: sqlite3.Connection, document: bytes) -> None:
+    await put(store, 0)
+    outside.execute("UPDATE history SET document = ?", (document,))
+    with pytest.raises(StoreUnreachable, match="history is damaged"):
+        await store.history(10)
 
 
 async def test_another_programs_database_is_left_alone(store: SqliteStore, outside: sqlite3.Connection) -> None:

@@ -180,9 +180,12 @@ async def test_a_newer_schema_is_looked_at_and_never_added_to(store: SqliteStore
     assert await store.claim("p", 30.0) == record
 
 
-async def test_damaged_rows_are_named_and_nothing_is_added(store: SqliteStore, outside: sqlite3.Connection) -> None:
+@pytest.mark.parametrize("counts", [b"{", b'{"\xff":1}', b'{"n":' + b"[" * 100_000])
+async def test_damaged_rows_are_named_and_nothing_is_added(
+    store: SqliteStore, outside: sqlite3.Connection, counts: bytes
+) -> None:
     await store.merge((delta(),))
-    outside.execute("UPDATE window_rows SET counts = x'7B00' WHERE width = 60")
+    outside.execute("UPDATE window_rows SET counts = ? WHERE width = 60", (counts,))
     with pytest.raises(StoreUnreachable, match=r"windows in the store are damaged.*backup"):
         await store.merge((delta(),))
     (fine,) = outside.execute("SELECT counts FROM window_rows WHERE width = 1").fetchone()

@@ -50,12 +50,12 @@ def written(stream: io.StringIO, *events: Event) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def said(verdict: Verdict, component: str = "synthesis") -> GuardSaid:
+def said(verdict: Verdict, component: str = "synthesis", reason: str = "") -> GuardSaid:
     one = Evaluation(
         trigger=Trigger.ERROR_RATE,
         sum=Sum(provider="vllm", component=component),
         verdict=verdict,
-        reason="over-limit" if verdict is Verdict.FAIL else "within",
+        reason=reason or ("over-limit" if verdict is Verdict.FAIL else "within"),
         text="9 of 60 requests failed",
         n=60,
         k=9,
@@ -91,6 +91,26 @@ def test_a_verdict_is_a_line_when_it_fires_and_when_it_no_longer_does(lines: io.
         ("verdict", "info", "pass"),
     ]
     assert (found[0]["component"], found[0]["trigger"], found[0]["k"]) == ("synthesis", "error_rate", 9)
+
+
+def test_what_is_surely_over_but_not_surely_enough_is_a_line_when_it_comes_and_when_the_rule_is_kept_again(
+    lines: io.StringIO,
+) -> None:
+    reasons = ["unsure", "unsure-over", "unsure-over", "unsure", "unresolved", "unsure-over", "within", "unsure"]
+    found = written(
+        lines,
+        *(said(Verdict.PASS if one == "within" else Verdict.INCONCLUSIVE, reason=one) for one in reasons),
+        *(said(Verdict.INCONCLUSIVE, reason="unsure-over"), said(Verdict.FAIL), said(Verdict.FAIL)),
+        *(said(Verdict.INCONCLUSIVE, reason="unsure-over"), said(Verdict.INCONCLUSIVE, reason="no-data")),
+    )
+    assert [(line["level"], line["verdict"], line["reason"]) for line in found] == [
+        ("warning", "inconclusive", "unsure-over"),
+        ("info", "pass", "within"),
+        ("warning", "inconclusive", "unsure-over"),
+        ("warning", "fail", "over-limit"),
+        ("warning", "inconclusive", "unsure-over"),
+        ("info", "inconclusive", "no-data"),
+    ]
 
 
 def test_names_that_callers_make_up_cannot_flood(lines: io.StringIO) -> None:

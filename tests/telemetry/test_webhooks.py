@@ -20,11 +20,11 @@ from memos_llm.core.commands import Actor, Incident, Rearm, Rollback, audit, inc
 from memos_llm.core.events import Bus, IncidentOpened
 from memos_llm.core.flags import fresh
 from memos_llm.core.ports import StateStore
-from memos_llm.store import open_store
+from memos_llm.store import MemoryStore, open_store
 from memos_llm.telemetry.logs import LINES, RequestLog, configure
 from memos_llm.telemetry.metrics import Metrics
 from memos_llm.telemetry.webhooks import Hook, Webhooks, WebhookTried, reach
-from memos_llm.testing import Recorder
+from memos_llm.testing import ManualClock, Recorder
 
 SECRET = "whsec-canary-4711"
 NOBODY = "http://127.0.0.1:9/hook"  # nothing listens there
@@ -99,7 +99,7 @@ async def telling(
     bus.subscribe("metrics", metrics.on_event, *metrics.kinds)
     given = [Hook(one if isinstance(one, str) else one.url, secret) for one in hooks]
     options = {"limit_s": 0.5, "look_s": 0.02, "pauses_s": (0.01,) * 7, "lease_s": 30.0, **options}
-    webhooks = Webhooks(store, bus, lambda: given, by="test", **options)
+    webhooks = Webhooks(store, bus, lambda: given, **{"by": "test", **options})
     webhooks.start()
     try:
         yield Telling(webhooks, bus, heard, metrics)
@@ -213,15 +213,20 @@ class TestRetried:
             await until(lambda: "given-up" in told.results)
         assert len(hook.got) == 1
 
-    async def test_what_is_tried_on_under_the_next_claim_reaches_each_webhook_once(self, store: StateStore) -> None:
-        """The lease ends while one webhook fails: the other, told already, is not told again."""
+    async def test_a_webhook_that_is_configured_meanwhile_is_told_and_one_that_is_not_is_left(
+        self, store: StateStore
+    ) -> None:
         await roll_back(store)
-        async with open_hook() as hook, open_hook(500) as failing:
-            async with telling(store, hook, failing, lease_s=0.6, limit_s=0.3, pauses_s=(0.5,) * 7) as told:
-                await until(lambda: len(failing.got) >= 2)
-                failing.answer(200)
-                await until(lambda: told.counted("delivered") == 2)
-            assert len(hook.got) == 1
+        bus, heard = Bus(), Recorder()
+        bus.subscribe("heard", heard)
+        async with open_hook() as mended:
+            given = [Hook(NOBODY)]
+            webhooks = Webhooks(store, bus, lambda: given, by="test", look_s=0.02, pauses_s=(3600.0,) * 7)
+            webhooks.start()
+            await until(lambda: [event.result for event in heard.of(WebhookTried)] == ["failed"])
+            given = [Hook(mended.url)]
+            await until(lambda: len(mended.got) == 1)
+            await webhooks.aclose()
         assert not await untold(store)
 
     async def test_a_store_that_is_away_ends_nothing(self, tmp_path: Path) -> None:
@@ -231,6 +236,58 @@ class TestRetried:
             await told.webhooks.settle(0.2)
             assert told.tried == []
             assert told._heard.events == []
+
+
+class Renewed(MemoryStore):
+    """Counts the renewals."""
+
+    renewals = 0
+
+    async def renew(self, incident: str, by: str, lease_s: float) -> bool:
+        self.renewals += 1
+        return await super().renew(incident, by, lease_s)
+
+
+class TestLease:
+    """The store's clock and the processes' are the test's."""
+
+    async def test_who_still_tries_keeps_the_incident_from_all_others(self) -> None:
+        """Far beyond the first lease: each webhook is told once, and the dead one tried as often as by one process."""
+        clock = ManualClock()
+        store = Renewed(clock=clock)
+        await roll_back(store)
+        slow: Any = {"clock": clock, "pauses_s": (8.0,) * 7, "lease_s": 30.0, "limit_s": 10.0}
+        async with (
+            open_hook() as hook,
+            open_hook(500) as dead,
+            telling(store, hook, dead, by="one", **slow) as one,
+            telling(store, hook, dead, by="other", **slow) as other,
+        ):
+            await until(lambda: len(one.tried + other.tried) == 2)
+            for tries in range(2, 8):
+                renewals = store.renewals
+                clock.advance(13.0)  # longer than a pause may be
+                await until(lambda renewals=renewals: store.renewals > renewals, 10.0)
+                await until(lambda tries=tries: len(one.tried + other.tried) == 1 + tries, 10.0)
+            clock.advance(13.0)
+            await until(lambda: "given-up" in one.results + other.results, 10.0)
+            assert (len(hook.got), len(dead.got)) == (1, 8)
+            assert [] in (one.results, other.results)
+            clock.advance(3_600.0)
+            await until_told(store)
+
+    async def test_who_was_held_up_beyond_his_lease_leaves_it_to_whom_has_claimed_it(self) -> None:
+        clock = ManualClock()
+        store = Renewed(clock=clock)
+        record = await roll_back(store)
+        async with open_hook(500) as dead, telling(store, dead, clock=clock, pauses_s=(3600.0,) * 7) as told:
+            await until(lambda: told.results == ["failed"])
+            clock.advance(31.0)
+            assert await store.claim("another", 1e6) == record
+            await until(lambda: not told.webhooks._held)
+            clock.advance(7_200.0)
+            await told.webhooks.settle(1.0)
+            assert len(dead.got) == 1
 
 
 class TestProcesses:

@@ -12,6 +12,7 @@ from rich.text import Text
 from memos_llm.guard.binomial import upper
 
 SURE = 0.95
+PROMISED_S = 300  # for all of it, on two cores
 
 
 class Figure(Struct, frozen=True, kw_only=True):
@@ -85,6 +86,8 @@ def render(report: Report) -> Group:
     broken = sum(figure.holds is False for figure in report.figures)
     held = sum(figure.holds is not None for figure in report.figures)
     parts.append(Text(f"{held - broken} of {held} figures hold; {report.seconds:.0f} s, seed {report.seed}"))
+    if report.seconds > PROMISED_S:
+        parts.append(Text(f"SLOW: it took longer than the {PROMISED_S} s that two cores of their own should need"))
     return Group(*parts)
 
 

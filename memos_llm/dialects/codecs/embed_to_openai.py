@@ -13,12 +13,13 @@ from msgspec import Raw, Struct
 
 from memos_llm.core.call import Call, Feature, Frame, Target, Wire, WireRequest
 from memos_llm.core.decision import Offer
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.ports import Clock, Decoder
 from memos_llm.dialects.codecs import vectors, vectors_found
 from memos_llm.dialects.codecs.decoder import USAGE, WHOLE, WholeDecoder, counted, failed, malformed
 from memos_llm.dialects.codecs.ollama_options import read_option, within_context
 from memos_llm.dialects.codecs.rules import Draft, Policy, Rule, bad_request, carry_out, not_offered
-from memos_llm.dialects.jsons import FAILURES, decode_as, decode_optional, go_json
+from memos_llm.dialects.jsons import decode_as, decode_optional, go_json
 
 _NS = 1_000_000_000
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from memos_llm.core.call import Call, Frame, Target, Usage, Wire
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.ports import Clock
 from memos_llm.dialects.codecs.decoder import (
     CONTENT,
@@ -35,7 +36,7 @@ from memos_llm.dialects.codecs.ollama_records import (
 from memos_llm.dialects.codecs.passthrough import FAILED_FINISHES
 from memos_llm.dialects.codecs.think import ThinkSplitter
 from memos_llm.dialects.framing import Event
-from memos_llm.dialects.jsons import FAILURES, decode_as, rfc3339
+from memos_llm.dialects.jsons import decode_as, rfc3339
 from memos_llm.dialects.toolcalls import Assembled, Assembler, Fragment
 
 DONE_REASONS: Mapping[str, str] = {"length": "length"}

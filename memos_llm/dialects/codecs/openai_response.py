@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Raw, Struct
 
 from memos_llm.core.call import Call, Frame, Usage
+from memos_llm.core.decoding import FAILURES
 from memos_llm.dialects.codecs.decoder import CONTENT, END, FINISH, USAGE, WHOLE, counted, failed, malformed, truncated
 from memos_llm.dialects.codecs.openai_request import asks_usage
 from memos_llm.dialects.framing import Event
-from memos_llm.dialects.jsons import FAILURES, decode_optional
+from memos_llm.dialects.jsons import decode_optional
 
 FINISHES: Mapping[str, str] = {"length": "length"}
 """`done_reason` → finish reason; any other is `stop`, or `tool_calls` where there were some."""

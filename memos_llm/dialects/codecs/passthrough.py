@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from memos_llm.core.call import Frame
+from memos_llm.core.decoding import FAILURES
 from memos_llm.dialects.codecs.decoder import (
     CONTENT,
     END,
@@ -23,7 +24,7 @@ from memos_llm.dialects.codecs.decoder import (
 )
 from memos_llm.dialects.codecs.echo import ModelEcho
 from memos_llm.dialects.framing import Event
-from memos_llm.dialects.jsons import FAILURES, decode_as
+from memos_llm.dialects.jsons import decode_as
 
 FAILED_FINISHES = frozenset({"abort", "error"})  # vLLM 0.32, measured: what it says when it gave up
 

@@ -6,12 +6,13 @@ import msgspec
 from msgspec import Raw, Struct
 
 from memos_llm.core.call import Call, Frame, Wire
+from memos_llm.core.decoding import FAILURES
 from memos_llm.dialects.codecs import vectors, vectors_found
 from memos_llm.dialects.codecs.decoder import USAGE, WHOLE, counted, failed, malformed
 from memos_llm.dialects.codecs.echo import ModelEcho
 from memos_llm.dialects.codecs.repairs import is_set
 from memos_llm.dialects.codecs.vectors_found import ABSENT
-from memos_llm.dialects.jsons import FAILURES, decode_as
+from memos_llm.dialects.jsons import decode_as
 
 
 class _Usage(Struct):

@@ -10,12 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from memos_llm.core.call import Wire, WireRequest
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import AttemptFailed, ConfigError, LLMError
 from memos_llm.core.events import Bus
 from memos_llm.core.lines import one_line
 from memos_llm.core.outcome import Kind, Outcome
 from memos_llm.core.ports import Transport
-from memos_llm.dialects.jsons import FAILURES
 from memos_llm.operate.doctor.facts import DeepFacts, Facts, Talk
 from memos_llm.operate.doctor.look import Told
 from memos_llm.operate.doctor.models import Pair, pairs

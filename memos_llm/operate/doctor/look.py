@@ -18,12 +18,12 @@ from msgspec.structs import replace
 from memos_llm.config.urls import canonical_host
 from memos_llm.control.adopt import Verdict as Judged
 from memos_llm.control.adopt import judge
+from memos_llm.core.decoding import FAILURES
 from memos_llm.core.errors import AttemptFailed, LLMError
 from memos_llm.core.events import Bus
 from memos_llm.core.flags import Flags
 from memos_llm.core.policy import Endpoint, Policy, ProviderSpec
 from memos_llm.core.ports import BackendClient, Instance, StateStore, Transport
-from memos_llm.dialects.jsons import FAILURES
 from memos_llm.operate.doctor.facts import EndpointFacts, Load, Loaded, ProviderFacts, Shown, StoreFacts
 from memos_llm.operate.guarding import look, rows
 from memos_llm.operate.probing import LIMIT_S, EndpointHealth, probe_all
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 Told = Callable[[str, int], None]
 """Called with what was just asked, and how many steps that were."""
-
-DOUBTFUL = ("timeout", "truncated", "malformed")
-"""Details of a probe that routing forgives once; who looks once takes them for what they say."""
 
 AT_ONCE = 8  # questions to one Ollama about its models
 NO_SUCH_ROUTE, OTHER_METHOD = 404, 405
@@ -169,7 +166,7 @@ async def _endpoint(
 ) -> EndpointFacts:
     facts = EndpointFacts(
         url=endpoint.url,
-        up=probed.up and not probed.detail.startswith(DOUBTFUL),
+        up=probed.up,
         detail=probed.detail,
         version=probed.version,
         latency_s=probed.latency_s,
