@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 
@@ -29,11 +30,8 @@ class Watch:
     async def run(self) -> None:
         """Forever."""
         while True:
-            try:
-                page = (await self._stack.get("/metrics")).text
-            except httpx.TimeoutException:  # a busy machine: the next look will tell
-                continue
-            self._read(page)
+            with suppress(httpx.TransportError):  # a busy machine: look again; or it ended, as its process tells
+                self._read((await self._stack.get("/metrics")).text)
             await asyncio.sleep(LOOK_S)
 
     def _read(self, page: str) -> None:
