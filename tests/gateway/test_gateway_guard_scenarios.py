@@ -346,11 +346,13 @@ async def test_vllm_is_restarted_for_twenty_seconds_under_maintenance_and_nobody
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seconds", "rolls_back"), [(5, False), (25, True)])
+@pytest.mark.parametrize(("seconds", "rolls_back"), [(3, False), (25, True)])
 async def test_a_restart_that_nobody_announced_is_ridden_out_if_it_is_short(
     tmp_path: Path, seconds: float, rolls_back: bool
 ) -> None:
-    """Nobody's request fails either way; who is gone for three probes is gone."""
+    """Nobody's request fails either way; who is gone for three probes is gone. In between it is a matter of luck: a
+    breaker tries again after 5 s, and what fails then is one failure more.
+    """
     async with open_stack(tmp_path, probe=True) as stack, stack.client() as client, asking(client) as asked:
         await stack.shift(1.0)
         await until(lambda: "vllm" in asked.providers)

@@ -240,6 +240,8 @@ async def test_a_hang_behind_a_healthy_health_is_found_cut_and_over_by_itself(si
     asking = asyncio.create_task(site.ask())
     await until(lambda: site.emulator.counters.tokens_generated > 1)
     assert (await site.probe()).failure == ""
+    seen = site.emulator.counters.tokens_generated
+    await until(lambda: site.emulator.counters.tokens_generated > seen + 1)  # else that look would be one of a hang
     site.emulator.faults.set("hang_engine")
     await until(lambda: site.emulator.engine_core.gauges().running)
     waiting = asyncio.create_task(site.ask())
