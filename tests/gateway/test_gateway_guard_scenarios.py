@@ -360,7 +360,8 @@ async def test_a_restart_that_nobody_announced_is_ridden_out_if_it_is_short(
         await asyncio.sleep(seconds)
         stack.vllm.faults.clear()
         if rolls_back:
-            assert [one.trigger for one in incidents(stack)] == ["health"]
+            (incident,) = incidents(stack)
+            assert incident.trigger in ("health", "error_run"), "the breaker's trials fail, too"
         else:
             before = len(asked.providers)
             await until(lambda: "vllm" in asked.providers[before:], 20)
