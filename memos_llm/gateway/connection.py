@@ -74,7 +74,7 @@ class Cycle(RequestResponseCycle):
     def send(self, message: Message) -> Awaitable[None]:  # type: ignore[override]  # a coroutine less for each event
         if self.more_body and not self.response_started:
             self.ends, self.keep_alive = True, False
-            self.transport = _Outlet(self.transport, _stay)  # type: ignore[assignment]
+            self.transport = _Outlet(self.transport, _stay)  # type: ignore[assignment]  # all that an answer uses
         return self._whole(message) if "body" in message and not self.response_started else super().send(message)  # type: ignore[arg-type]  # uvicorn's own dicts
 
     async def _whole(self, message: Message) -> None:
@@ -252,7 +252,7 @@ class ClientConnection(HttpToolsProtocol):
     def _cycle(self, *, keep_alive: bool) -> Cycle:
         return Cycle(
             scope=self.scope,
-            transport=self._outlet,  # type: ignore[arg-type]
+            transport=self._outlet,  # type: ignore[arg-type]  # all that an answer uses
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,

@@ -179,7 +179,7 @@ class Guard:
             ending = self._ending.is_set()
             try:
                 await self.flush()
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - told, and flushed again soon: the guard must never end
                 self._fault(error)
             await _waited(self._ending, FLUSH_S * self._rng.uniform(0.9, 1.1))
 

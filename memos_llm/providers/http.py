@@ -248,7 +248,7 @@ class HttpTransport:
             if raw.status not in STATUSES:
                 await raw.aclose()
                 raise AttemptFailed(Outcome(kind=Kind.MALFORMED, status=raw.status, code="status"))
-        except BaseException:  # raised again: as in `open`
+        except BaseException:  # raised again: a cancelled request is no longer in flight either
             lease.end()
             raise
         return HttpReply(raw, lease, self._clock)

@@ -59,7 +59,7 @@ def _entry(spec: ProviderSpec, known: tuple[str, ...]) -> EntryPoint:
 def _loaded(spec: ProviderSpec, entry: EntryPoint) -> Factory:
     try:
         factory = entry.load()
-    except Exception as error:  # as above
+    except Exception as error:  # a stranger's module may raise anything on import: its provider is named
         raise _wrong(spec, entry, f"could not be loaded: {_said(error, spec)}") from error
     if not callable(factory):
         raise _wrong(spec, entry, "is not callable: a factory (spec) -> LLMProvider is wanted")

@@ -215,7 +215,7 @@ class Webhooks:
             await self._store.told(incident.id)
         except LLMError:  # not noted that it was told: it may be told again
             pass
-        except Exception as error:  # noqa: BLE001 - as in `_look`
+        except Exception as error:  # noqa: BLE001 - told; a fault of ours must not end the telling of others
             self._fault(error)
 
     async def _pay(self, incident: Incident) -> None:
