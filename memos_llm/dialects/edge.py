@@ -187,11 +187,11 @@ def _each_once(body: bytes, head: Mapping[str, Raw]) -> bool:
             name = _escaped(body, at, key)
         if not name:
             return False
-        colon = skip(body, at + len(name)).end()  # type: ignore[union-attr]  # as above
-        at = skip(body, colon + 1).end()  # type: ignore[union-attr]  # as above
+        colon = skip(body, at + len(name)).end()  # type: ignore[union-attr]  # matches anything
+        at = skip(body, colon + 1).end()  # type: ignore[union-attr]  # matches anything
         if not body.startswith(text, at):
             return False
-        at = skip(body, at + len(text)).end() + 1  # type: ignore[union-attr]  # as above
+        at = skip(body, at + len(text)).end() + 1  # type: ignore[union-attr]  # matches anything
     return not head or body.startswith(b"}", at - 1)
 
 

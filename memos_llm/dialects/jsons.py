@@ -21,7 +21,7 @@ def decode_as(data: bytes | msgspec.Raw, kind: type[T]) -> T:
 
 def decode_optional(data: bytes | msgspec.Raw, kind: type[T]) -> T | None:
     """The same where `null` is allowed."""
-    value: T | None = _decoded(data, _optional(kind))  # type: ignore[arg-type]  # as above
+    value: T | None = _decoded(data, _optional(kind))  # type: ignore[arg-type]  # every type is hashable
     return value
 
 

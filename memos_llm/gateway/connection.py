@@ -283,7 +283,7 @@ class ClientConnection(HttpToolsProtocol):
             return
         was_last = not self.pipeline
         if not was_last:
-            self._running = self.pipeline[-1][0]  # type: ignore[assignment]  # ours
+            self._running = self.pipeline[-1][0]  # type: ignore[assignment]  # cycles of ours
         super().on_response_complete()
         if self.transport.is_closing():
             return

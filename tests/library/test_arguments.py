@@ -119,7 +119,7 @@ async def test_an_unknown_option_is_told_with_the_nearest(router: Router) -> Non
     with pytest.raises(memos_llm.BadRequest, match=r"^temprature: is no option; did you mean 'temperature'\?"):
         await router.chat(ask("Why?"), **{"temprature": 0.2})  # type: ignore[arg-type]  # what it is about
     with pytest.raises(memos_llm.BadRequest, match=r"^sesion: is no option; did you mean 'session'\?"):
-        await router.embed(["a"], **{"sesion": "s"})  # type: ignore[arg-type]  # as above
+        await router.embed(["a"], **{"sesion": "s"})  # type: ignore[arg-type]  # what it is about
     with pytest.raises(memos_llm.BadRequest, match=r"^temperature: is no option; choices: component"):
         await router.embed(["a"], **{"temperature": 0.2})  # type: ignore[arg-type]  # embeddings have none
 
