@@ -55,9 +55,7 @@ class Bad:
     def __init__(self) -> None:
         self.n = self.k = 0
         self.since = 0.0
-        self.last: deque[tuple[float, str]] = deque(
-            maxlen=MOST_IDS
-        )  # when each was known, and its id; of runs before too
+        self.last = deque[tuple[float, str]](maxlen=MOST_IDS)  # when each was known, and its id; of runs before too
         self.epochs: dict[str, int] = {}
 
     def begin(self, now: float) -> None:
