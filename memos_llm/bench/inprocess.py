@@ -1,7 +1,7 @@
 """The library's side: the same call through `Router.chat` and through a bare aiohttp session, each in its own process.
 
 A program of its own: for every line `COUNT CONCURRENCY` on stdin it makes so many calls and prints the CPU
-nanoseconds that they took. On `on` or `off` the router switches its guard and prints the line.
+nanoseconds that they took. To `on`, `off` and `used` the router's guard answers as `Switch.answer` says.
 
 usage: python -m memos_llm.bench.inprocess bare URL | router CONFIG
 """
@@ -15,11 +15,11 @@ from time import process_time_ns
 import aiohttp
 import uvloop
 
-from memos_llm.bench.switch import OFF, ON, install
+from memos_llm.bench.switch import OFF, ON, USED, install
 from memos_llm.bench.wire import CHAT, MODEL, messages
 
 Call = Callable[[int], Awaitable[object]]
-Turn = Callable[[str], Awaitable[None]]
+Answer = Callable[[str], str]
 
 
 async def bare(url: str) -> None:
@@ -42,17 +42,16 @@ async def router(config: str) -> None:
         async def call(number: int) -> object:
             return await opened.chat(messages(number), model=MODEL, max_tokens=256, temperature=0.2)
 
-        await obey(call, switches[0].turn)
+        await obey(call, switches[0].answer)
 
 
-async def obey(call: Call, turn: Turn | None = None) -> None:
+async def obey(call: Call, answer: Answer | None = None) -> None:
     """Until stdin ends."""
     loop = asyncio.get_running_loop()
     print("ready", flush=True)  # noqa: T201 - the answers to the driver
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        if turn is not None and line.strip() in (ON, OFF):
-            await turn(line.strip())
-            print(line, end="", flush=True)  # noqa: T201
+        if answer is not None and line.strip() in (ON, OFF, USED):
+            print(answer(line.strip()), flush=True)  # noqa: T201
             continue
         count, concurrency = map(int, line.split())
         left = iter(range(count))

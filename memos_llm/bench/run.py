@@ -2,7 +2,7 @@
 
 Within a round every phase is played twice by each subject, the second time in reverse order (A B B A), so that a
 noisy or a drifting machine hits them alike. Before a phase its connections are opened and used once, unmeasured.
-What the guard costs is a small difference: one process plays both parts of it, with the guard and without.
+What the guard costs is too small a difference for that: see `added`.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from memos_llm.bench import subjects
+from memos_llm.bench.added import Asked, AskedGateway, AskedRouter, samples
 from memos_llm.bench.load import Burst, Client, WrongAnswer
-from memos_llm.bench.results import GUARDED, UNGUARDED, Report, Sample, exceeding, figures, machine, percentile
+from memos_llm.bench.results import Report, Sample, exceeding, figures, machine, percentile
 from memos_llm.bench.subjects import START_S, Cores, Program
-from memos_llm.bench.switch import OFF, ON
 from memos_llm.bench.wire import CHAT, NATIVE, TRANSLATED, requests
 
 CONVERSATIONS = 256  # enough that each arm gets its half of them, within a few per cent
@@ -28,9 +28,9 @@ SETTLE_S = 0.1  # log lines and the like are written that late
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """How much of what each time. `short` and `long` are events per stream; every stream gets one per tick. `guarded`:
-    requests, or calls, between two switches of the guard, some seconds' worth, for it judges once a second; `switches`:
-    on, off, off, on so often in a round.
+    """How much of what each time. `short` and `long` are events per stream; every stream gets one per tick. Of the
+    guard's cost: `pairs` of samples, requests or calls in a `turn` between two switches, and for how long what it uses
+    beside them is measured.
     """
 
     rounds: int = 5
@@ -41,11 +41,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     long: int = 54
     tick_ms: float = 10.0
     calls: int = 320
-    guarded: int = 6400
-    switches: int = 2
+    pairs: int = 60
+    turn: int = 160
+    beside_s: float = 4.0
 
 
-QUICK = Plan(rounds=1, requests=320, long=24, calls=160, guarded=640)
+QUICK = Plan(rounds=1, requests=320, long=24, calls=160, pairs=30, beside_s=2.0)
 
 
 class Phase(Struct, frozen=True, kw_only=True):
@@ -74,12 +75,6 @@ def phases(plan: Plan) -> list[Phase]:
         Phase(name="native-short", paths=native, connections=streams, count=streams, stream=True, tokens=plan.short),
         Phase(name="native-long", paths=native, connections=streams, count=streams, stream=True, tokens=plan.long),
     ]
-
-
-def switched_phase(plan: Plan) -> Phase:
-    """Whole answers, from one gateway that plays both parts."""
-    paths = {GUARDED: CHAT, UNGUARDED: CHAT}
-    return Phase(name="guard-requests", paths=paths, connections=plan.concurrency, count=plan.guarded)
 
 
 class Tally:
@@ -144,16 +139,13 @@ class Bench:
         self.meters = {name: Meter(program) for name, (program, _) in served.items()}
         self._clients = {"direct": Client(direct)} | {name: Client(port) for name, (_, port) in served.items()}
         self.callers: dict[str, Program] = {}
-        self._switches: dict[str, Program] = {}
-        self._switched = switched_phase(plan)
-        self._timed = dict(self.meters)  # with the one that is switched
+        self._asked: list[Asked] = []
 
     def switch(self, gateway: Program, port: int, router: Program) -> None:
         """Of what the guard's cost is measured."""
-        self._switches = {"guard-requests": gateway, "guard-calls": router}
-        client, meter = Client(port), Meter(gateway)
-        for name in (GUARDED, UNGUARDED):
-            self._clients[name], self._timed[name] = client, meter
+        client = self._clients["switched"] = Client(port)
+        prepared, at_once = requests(CHAT, CONVERSATIONS, stream=False, tokens=256), self._plan.concurrency
+        self._asked = [AskedGateway(gateway, client, prepared, at_once), AskedRouter(router, at_once)]
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -167,40 +159,28 @@ class Bench:
                     await self._play(phase, Tally(name, phase.name))
         for name, caller in self.callers.items():
             self._call(caller, self._plan.calls, Tally(name, "calls"))
-        await self._guarded(1)
+        for asked in self._asked:
+            await samples(asked, pairs=1, turn=self._plan.turn, beside_s=0.1)
 
     async def round(self) -> list[Sample]:
         """Every phase of every subject, twice, summed up."""
-        samples = []
+        found = []
         for phase in self._phases:
             tallies = {name: Tally(name, phase.name) for name in phase.paths}
             for name in _there_and_back(phase.paths):
                 await self._play(phase, tallies[name])
-            samples += [tally.sample() for tally in tallies.values()]
+            found += [tally.sample() for tally in tallies.values()]
         called = {name: Tally(name, "calls") for name in self.callers}
         for name in _there_and_back(called):
             self._call(self.callers[name], self._plan.calls, called[name])
-        samples += [tally.sample() for tally in called.values()]
-        return samples + await self._guarded(self._plan.switches)
-
-    async def _guarded(self, switches: int) -> list[Sample]:
-        """With the guard and without, in one process: on, off, off, on so often, each time a pair of samples."""
-        samples = []
-        for phase, program in self._switches.items():
-            for _ in range(switches):
-                tallies = {to: Tally(name, phase) for to, name in ((ON, GUARDED), (OFF, UNGUARDED))}
-                for to in _there_and_back(tallies):
-                    program.switch(to)
-                    if phase == self._switched.name:
-                        await self._play(self._switched, tallies[to])
-                    else:
-                        self._call(program, self._plan.guarded, tallies[to])
-                samples += [tally.sample() for tally in tallies.values()]
-            program.switch(ON)
-        return samples
+        found += [tally.sample() for tally in called.values()]
+        plan = self._plan
+        for asked in self._asked:
+            found += await samples(asked, pairs=plan.pairs, turn=plan.turn, beside_s=plan.beside_s)
+        return found
 
     async def _play(self, phase: Phase, tally: Tally) -> None:
-        client, meter = self._clients[tally.subject], self._timed.get(tally.subject)
+        client, meter = self._clients[tally.subject], self.meters.get(tally.subject)
         priming = requests(phase.paths[tally.subject], CONVERSATIONS, stream=False, tokens=256)
         if meter is not None:
             meter.begin()

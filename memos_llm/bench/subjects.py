@@ -97,15 +97,16 @@ class Program:
         self._process.stdin.flush()
         return self.line()
 
-    def switch(self, to: str) -> None:
-        """Its guard `on` or `off`, when this returns; what else it prints is passed over.
+    def ask_switch(self, line: str) -> str:
+        """What the switch of its guard answers (`Switch.answer`), less the line; what else it prints is passed over.
 
         Raises:
             NotStarted: it ended instead.
         """
-        said = self.tell(to)
-        while said != to:
+        said = self.tell(line)
+        while said.split()[:1] != [line]:
             said = self.line()
+        return said.removeprefix(line)
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -129,7 +130,7 @@ def gateway(home: Path, config: Path) -> Program:
 
 
 def switched(home: Path, config: Path) -> Program:
-    """The same, with its guard on a switch: tell it `on` or `off`."""
+    """The same, with its guard on a switch."""
     return Program("switched", ["-m", "memos_llm.bench.switched", str(config)], home)
 
 

@@ -84,6 +84,15 @@ def test_what_comes_and_goes_is_judged_by_the_difference_that_it_makes() -> None
     assert exceeding(figures(switched(11), [GUARD]), 9.0) == ["guard"]
 
 
+def test_what_is_used_beside_the_work_is_added_to_the_difference() -> None:
+    rounds = switched(8, 8)
+    for samples, beside_us in zip(rounds, (1, 4), strict=True):
+        samples.append(Sample(subject="guarded", phase="guard-beside", answers=500, cpu_ns=500_000 * beside_us))
+    (figure,) = figures(rounds, [GUARD])
+    assert (figure.beside_us, figure.difference_us) == ([1, 4], 10.5)
+    assert exceeding([figure], 9.0) == ["guard"]
+
+
 def test_a_median_lies_between_two_of_the_values_that_are_far_enough_from_the_ends() -> None:
     assert of_median([3.0, 1.0, 2.0]) == (1.0, 3.0)
     assert of_median([float(value) for value in range(1, 31)]) == (10.0, 21.0)

@@ -11,7 +11,7 @@ from memos_llm.bench.__main__ import main
 from memos_llm.bench.run import Plan, run
 from memos_llm.bench.subjects import NotStarted, Program
 
-TINY = Plan(rounds=1, requests=16, concurrency=4, streams=4, short=2, long=12, calls=8, guarded=8, switches=1)
+TINY = Plan(rounds=1, requests=16, concurrency=4, streams=4, short=2, long=12, calls=8, pairs=1, turn=8, beside_s=0.1)
 
 
 @pytest.mark.slow
@@ -26,8 +26,9 @@ async def test_a_run_measures_every_unit_and_leaves_nothing_behind() -> None:
     of = {(sample.subject, sample.phase): sample for sample in samples}
     assert of["gateway", "requests"].answers == 2 * TINY.requests
     assert of["gateway", "long"].events == of["passthrough", "long"].events == 2 * TINY.streams * (TINY.long + 3)
-    assert {of[subject, "guard-requests"].answers for subject in ("guarded", "unguarded")} == {2 * TINY.guarded}
-    assert {of[subject, "guard-calls"].answers for subject in ("guarded", "unguarded")} == {2 * TINY.guarded}
+    for phase in ("guard-requests", "guard-calls"):
+        assert {of[subject, phase].answers for subject in ("guarded", "unguarded")} == {2 * TINY.turn}
+        assert of["guarded", f"{phase}-beside"].answers >= TINY.turn
     assert of["direct", "requests"].cpu_ns == 0 < of["gateway", "requests"].cpu_ns
     assert os.sched_getaffinity(0) == cores
     assert notes[-1] == "round 1 of 1"
