@@ -39,6 +39,7 @@ class AttemptStarted(Event, frozen=True, kw_only=True):
         retry: how often the client's SDK says that it has tried before.
         needs: of the call.
         serial: of the request in this process; its `request_id` may be another's too, for callers name them.
+        at: when it did, in monotonic seconds by the clock of the process's router; who hears of it may do so later.
     """
 
     request_id: str
@@ -54,23 +55,25 @@ class AttemptStarted(Event, frozen=True, kw_only=True):
     retry: int = 0
     needs: Feature = Feature.NONE
     serial: int = 0
+    at: float = 0.0
 
 
 class ContentBegan(Event, frozen=True, kw_only=True):
-    """The first content of a stream has come; `ttft_s` as in `AttemptEnded`, `serial` as in `AttemptStarted`."""
+    """The first content of a stream came; `ttft_s` as in `AttemptEnded`, `serial` and `at` as in `AttemptStarted`."""
 
     request_id: str
     provider: str
     endpoint: str
     ttft_s: float
     serial: int = 0
+    at: float = 0.0
 
 
 class AttemptEnded(Event, frozen=True, kw_only=True):
     """One try. `ttft_s` is first content minus the attempt's start, streams only; `tpot_s` as in `RequestEnded`.
 
-    `silent`: the endpoint gave nobody any content since the attempt began; told of a cancelled one only. `serial` as in
-    `AttemptStarted`.
+    `silent`: the endpoint gave nobody any content since the attempt began; told of a cancelled one only. `serial` and
+    `at` as in `AttemptStarted`: the end of one that waits for another's verdict is told later than it was.
     """
 
     request_id: str
@@ -85,6 +88,7 @@ class AttemptEnded(Event, frozen=True, kw_only=True):
     tpot_s: float | None = None
     silent: bool = False
     serial: int = 0
+    at: float = 0.0
 
 
 class FellBack(Event, frozen=True, kw_only=True):
@@ -106,7 +110,7 @@ class RequestEnded(Event, frozen=True, kw_only=True):
         wire, needs: of the call. caller: who made it (`Call.caller`).
         route: of a passage, as it may be told; empty for the others.
         ttft_s, tpot_s: streams only; TTFT counts from acceptance, TPOT = (last − first) / (output tokens − 1).
-        serial: as in `AttemptStarted`.
+        serial, at: as in `AttemptStarted`.
     """
 
     request_id: str
@@ -128,6 +132,7 @@ class RequestEnded(Event, frozen=True, kw_only=True):
     caller: str = ""
     needs: Feature = Feature.NONE
     serial: int = 0
+    at: float = 0.0
 
 
 class RequestRefused(Event, frozen=True, kw_only=True):

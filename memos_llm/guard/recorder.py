@@ -1,4 +1,7 @@
-"""Counts this process's requests for the windows and for the runs: O(1) on the request's way, the rest in `tick`.
+"""Counts this process's requests for the windows and for the runs.
+
+On the request's way what is told is only kept; it is worked off in order, O(1) each, before the recorder is told or
+asked anything else: a few times a second, with `tick`. What happened when is the event's to say.
 
 A request is counted for the provider that it was assigned to, in the second in which its first attempt there started,
 and once. What becomes of it is told in parts and in any order; each part sets what is known of it, and the difference
@@ -11,21 +14,22 @@ goes to its row, so that the row says the same whichever part came first, and ho
 * of the failures of one split key among the requests of one second that which started first is one, the others are no
   requests at all.
 
-The limits of a request are those in force when it started. What comes beyond the bounds below is said there.
+The limits of a request are those in force when it started, but where the first of its lane is worked off after they
+changed. What comes beyond the bounds below is said there.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable
 
-from memos_llm.core.events import AttemptEnded, AttemptStarted, ContentBegan, Event, RequestEnded
+from memos_llm.core.events import AttemptEnded, AttemptStarted, ContentBegan, RequestEnded
 from memos_llm.core.flags import Flags
 from memos_llm.core.outcome import OUTCOMES, Kind
 from memos_llm.core.policy import Policy, Signal
 from memos_llm.core.ports import Clock
 from memos_llm.core.windows import WindowDelta, failed
 from memos_llm.guard.deltas import Deltas
+from memos_llm.guard.heard import Heard, raised
 from memos_llm.guard.inflight import Named, Open, Second, uncounted
 from memos_llm.guard.lanes import Lane, Lanes, Row
 from memos_llm.guard.runs import Runs, Trip
@@ -45,10 +49,11 @@ class Recorder:
 
     Args:
         policy, flags: those in force.
-        clock: monotonic seconds, as the events' durations. wall: Unix seconds, until the store's clock is known.
+        clock: monotonic seconds, that of the events. wall: Unix seconds, until the store's clock is known.
+        fault: told what an event raises, which is then dropped; the others count.
 
     Attributes:
-        listeners: what hears which kind of event.
+        on_event: hears `kinds` of events, on the request's way.
     """
 
     def __init__(
@@ -57,8 +62,19 @@ class Recorder:
         flags: Callable[[], Flags],
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
+        fault: Callable[[Exception], None] = raised,
     ) -> None:
         self._clock, self._wall = clock, wall
+        self._heard = Heard(
+            {
+                AttemptStarted: self._started,
+                ContentBegan: self._content,
+                AttemptEnded: self._attempt_ended,
+                RequestEnded: self._request_ended,
+            },
+            fault,
+        )
+        self.on_event, self.kinds = self._heard.on_event, self._heard.kinds
         self._lanes = Lanes(policy, flags, clock)
         self._open: dict[Named, Open] = {}
         self._over: deque[tuple[float, Named]] = deque()  # requests that are, while an attempt's end is not told
@@ -70,16 +86,11 @@ class Recorder:
         self._offset = 0.0
         self.at_store(None)
         self._second = Second(int(clock() + self._offset))
-        self.listeners: Mapping[type[Event], Callable[[Event], None]] = {
-            AttemptStarted: cast(Callable[[Event], None], self._started),
-            ContentBegan: cast(Callable[[Event], None], self._content),
-            AttemptEnded: cast(Callable[[Event], None], self._attempt_ended),
-            RequestEnded: cast(Callable[[Event], None], self._request_ended),
-        }
 
     @property
     def in_flight(self) -> int:
         """Counted requests that are."""
+        self._heard.catch_up()
         return len(self._open)
 
     @property
@@ -89,18 +100,17 @@ class Recorder:
 
     def at_store(self, offset: float | None) -> None:
         """The store's Unix time less the monotonic clock; None: not known, this machine's will do."""
+        self._heard.catch_up()
         self._offset = self._wall() - self._clock() if offset is None else offset
 
     def lag(self, late: bool) -> None:
         """Whether the event loop is late just now: no latency that becomes known meanwhile is counted."""
+        self._heard.catch_up()
         self._lagging = late
-
-    def on_event(self, event: Event) -> None:
-        """Hears what there are `listeners` for."""
-        self.listeners[type(event)](event)
 
     def tick(self, now: float) -> None:
         """To be called a few times a second; `now` is monotonic. Finds what has waited for too long."""
+        self._heard.catch_up(now)
         self._lanes.look()
         self._look_at_open(now)
         second = int(now + self._offset)
@@ -115,24 +125,28 @@ class Recorder:
 
     def drain(self) -> list[WindowDelta]:
         """What changed since this was called last; rows in which nothing did after all are left out."""
+        self._heard.catch_up()
         self._compact(self._clock())
         return self._kept.take()
 
     def trips(self) -> list[Trip]:
         """What tripped since this was called last; a run that keeps tripping is told of again."""
+        self._heard.catch_up()
         self._lanes.look()
         return [trip for runs in self._lanes.runs for trip in runs.trips(self._offset)]
 
     @property
     def runs(self) -> Iterable[Runs]:
         """Those of the candidate's sums, tripped or not."""
+        self._heard.catch_up()
         return self._lanes.runs
 
     def epochs(self) -> frozenset[tuple[str, int]]:
         """Scope and epoch of what is in flight."""
+        self._heard.catch_up()
         return frozenset((one.lane.key.scope, one.lane.key.epoch) for one in self._open.values())
 
-    # On the request's way.
+    # What was heard.
 
     def _started(self, event: AttemptStarted) -> None:
         decision, named = event.decision, event.serial or event.request_id
@@ -143,7 +157,7 @@ class Recorder:
             return
         place = decision.scope, decision.epoch, event.provider, event.model, event.component
         lane = self._lanes.find(place) or self._lanes.add(place)
-        now = self._clock()
+        now = self._heard.now
         if lane.drained_until > now + self._offset:
             return
         second = self._second
@@ -186,7 +200,7 @@ class Recorder:
 
     def _again(self, one: Open) -> None:
         """Another attempt on the assigned provider."""
-        one.began_at, one.told, one.running = self._clock(), False, True
+        one.began_at, one.told, one.running = self._heard.now, False, True
         one.untold += 1
         if not one.timed and one.slow is None and one.times and not (one.muted or one.void):
             one.timed = True
@@ -260,7 +274,7 @@ class Recorder:
             self._close(one)
         else:
             one.running, one.over = False, True
-            self._over.append((self._clock(), one.named))
+            self._over.append((self._heard.now, one.named))
 
     # What is known of one request.
 
@@ -362,7 +376,7 @@ class Recorder:
         self._touch(row)
 
     def _tell_runs(self, one: Open, kind: Kind) -> None:
-        lane, now = one.lane, self._clock()
+        lane, now = one.lane, self._heard.now
         for runs in lane.feeds:
             if lane.current:
                 runs.failed(lane.key, one.id, one.charges, one.started_at, now)

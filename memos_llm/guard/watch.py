@@ -86,7 +86,7 @@ class Guard:
         self._live, self._store, self._bus, self._routes, self._instance = live, store, bus, routes, instance
         self._clock, self._rng = clock, rng or Random()
         self._windows, self._health = Windows(), Health()
-        self._recorder = Recorder(self._policy, live.current, clock, wall)
+        self._recorder = Recorder(self._policy, live.current, clock, wall, self._fault)
         self.said: GuardSaid | None = None
         self._others: Sequence[Instance] | None = None  # that probe; None: not asked since something is dead
         self._told_at = clock()  # when the store answered last
@@ -101,7 +101,7 @@ class Guard:
         self._ending = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._off = [
-            *(bus.subscribe(PART, listener, kind) for kind, listener in self._recorder.listeners.items()),
+            bus.subscribe(PART, self._recorder.on_event, *self._recorder.kinds),
             bus.subscribe(PART, self._probed, ProbeEnded),
             bus.subscribe(PART, self._broke, BreakerChanged),
             bus.subscribe(PART, self._configured, ConfigChanged),

@@ -37,6 +37,7 @@ class Attempt:
         offer: Offer,
         clock: Clock,
         buffers: Buffers,
+        started_at: float,
     ) -> None:
         self.target: Target = step.target
         self.endpoint = endpoint
@@ -51,7 +52,7 @@ class Attempt:
         self._eof = False
         self._call, self._step, self._transport, self._clock = call, step, transport, clock
         self._codec, self._offer = codec, offer
-        self.started_at = clock()
+        self.started_at = started_at
         self._reply: Reply | None = None
         self._to_come: list[WireRequest] = []  # of a call that was taken apart
         self._between: list[Frame] = []  # what ended an answer of such a call, to be delivered with the next bytes

@@ -112,6 +112,7 @@ class Run:
                     endpoint=attempt.endpoint,
                     ttft_s=attempt.first_content_at - attempt.started_at,
                     serial=self._serial,
+                    at=attempt.first_content_at,
                 )
             )
 
@@ -153,6 +154,7 @@ class Run:
                 tpot_s=_tpot_s(attempt if self.call.stream else None),
                 silent=outcome.kind is Kind.CANCELLED and attempt.silent(),
                 serial=self._serial,
+                at=attempt.ended_at,
             )
         )
 
@@ -162,7 +164,7 @@ class Run:
             return
         self._ended = True
         self._settle(Kind.CLIENT)  # nobody contradicted it
-        call, streamed = self.call, attempt if self.call.stream else None
+        call, streamed, now = self.call, attempt if self.call.stream else None, self._clock()
         self._bus.emit(
             RequestEnded(
                 request_id=call.id,
@@ -174,7 +176,7 @@ class Run:
                 outcome=outcome,
                 attempts=self.attempts,
                 stream=call.stream,
-                duration_s=self._clock() - call.accepted_at,
+                duration_s=now - call.accepted_at,
                 ttft_s=_ttft_s(call, streamed),
                 tpot_s=_tpot_s(streamed),
                 usage=attempt.usage if attempt else None,
@@ -184,6 +186,7 @@ class Run:
                 caller=call.caller,
                 needs=call.needs,
                 serial=self._serial,
+                at=now,
             )
         )
 
@@ -208,6 +211,7 @@ class Run:
         offer = transport.offer(target.model)
         codec = self._codecs.find(self.call, offer)
         assert codec is not None  # decide() keeps only targets that a codec carries the call to
+        now = self._clock()
         self._bus.emit(
             AttemptStarted(
                 request_id=self.call.id,
@@ -223,9 +227,10 @@ class Run:
                 retry=self.call.retry,
                 needs=self.call.needs,
                 serial=self._serial,
+                at=now,
             )
         )
-        return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock, self._buffers)
+        return Attempt(self.call, step, transport, endpoint, codec, offer, self._clock, self._buffers, now)
 
     def _conversation(self) -> bytes:
         """What a replica may know the call by; one that was only given its own id belongs to nothing."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from memos_llm.core.call import Feature, Operation, Target, Wire
 from memos_llm.core.catalogue import Catalogue
 from memos_llm.core.decision import Arm, Decision, Diversion, Reason
-from memos_llm.core.events import AttemptEnded, AttemptStarted, ContentBegan, RequestEnded
+from memos_llm.core.events import AttemptEnded, AttemptStarted, ContentBegan, Event, RequestEnded
 from memos_llm.core.flags import GLOBAL, Flags, Scope, fresh
 from memos_llm.core.outcome import OUTCOMES, Kind, Outcome
 from memos_llm.core.policy import GuardPolicy, Limits, Policy, Signal, Timeouts
 from memos_llm.core.verdicts import Sum, Trigger
 from memos_llm.core.windows import WindowDelta, bucket, failed
 from memos_llm.guard import recorder as module
+from memos_llm.guard.heard import raised
 from memos_llm.guard.recorder import Recorder
 from memos_llm.guard.runs import Trip
 from memos_llm.guard.sequences import WAITS_S
@@ -34,7 +35,9 @@ LIMITS = Limits(latency_p95_s=5.0, abandon_s=20.0)
 class World:
     """A recorder with everything around it under control. Its clock says 1000 at first."""
 
-    def __init__(self, limits: Limits = LIMITS, **components: Limits) -> None:
+    def __init__(
+        self, limits: Limits = LIMITS, fault: Callable[[Exception], None] = raised, **components: Limits
+    ) -> None:
         self.clock = ManualClock(1000.0)
         self.policy = Policy(
             baseline="ollama",
@@ -46,7 +49,9 @@ class World:
             guard=GuardPolicy(default=limits, components=components),
         )
         self.flags: Flags = replace(fresh("i", "00"), scopes={GLOBAL: Scope(share_ppm=500_000, epoch=3)})
-        self.recorder = Recorder(lambda: self.policy, lambda: self.flags, self.clock, lambda: STORE + self.clock.now)
+        self.recorder = Recorder(
+            lambda: self.policy, lambda: self.flags, self.clock, lambda: STORE + self.clock.now, fault
+        )
         self.recorder.at_store(STORE)
         self.ids = 0
 
@@ -61,7 +66,11 @@ class World:
         )
         return replace(base, **changes)
 
+    def tick(self) -> None:
+        self.recorder.tick(self.clock.now)
+
     def epoch(self, number: int) -> None:
+        self.tick()
         self.flags = replace(self.flags, scopes={GLOBAL: Scope(share_ppm=600_000, epoch=number)})
 
     def start(self, request_id: str = "", **changes: Any) -> "Request":
@@ -89,7 +98,7 @@ class World:
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.25)):
             self.clock.advance(0.25)
-            self.recorder.tick(self.clock.now)
+            self.tick()
 
     def trips(self) -> dict[tuple[Trigger, Sum], Trip]:
         return {(trip.trigger, trip.sum): trip for trip in self.recorder.trips()}
@@ -116,6 +125,7 @@ class Request:
             model="qwen3:8b",
             operation=Operation.CHAT,
             stream=False,
+            at=self.world.clock.now,
         )
         self.world.recorder.on_event(replace(base, **self.changes))
         return self
@@ -127,6 +137,7 @@ class Request:
                 provider=provider or self.decision.assigned,
                 endpoint="http://x",
                 ttft_s=ttft_s,
+                at=self.world.clock.now,
             )
         )
 
@@ -141,7 +152,7 @@ class Request:
                 model="qwen3:8b",
                 outcome=Outcome(kind=kind),
                 duration_s=duration_s,
-                **more,
+                **{"at": self.world.clock.now, **more},
             )
         )
 
@@ -163,6 +174,7 @@ class Request:
                 usage=None,
                 warnings=(),
                 wire=Wire.OPENAI_CHAT,
+                at=self.world.clock.now,
             )
         )
 
@@ -308,8 +320,8 @@ def played(all_scripts: Sequence[Script], limits: Limits, rng: Random, delay_s: 
             moment_s += one.duration_s
             at(
                 moment_s + late_s,
-                lambda r=request, o=one: r.ended(  # type: ignore[misc]  # mypy cannot infer a default's type
-                    o.kind, o.duration_s, ttft_s=o.ttft_s, tpot_s=o.tpot_s, silent=o.silent
+                lambda r=request, o=one, at=1000.0 + moment_s: r.ended(  # type: ignore[misc]  # as above
+                    o.kind, o.duration_s, ttft_s=o.ttft_s, tpot_s=o.tpot_s, silent=o.silent, at=at
                 ),
             )
         at(moment_s + rng.randint(0, delay_s * GRID) / GRID, request.over)
@@ -607,6 +619,7 @@ def test_while_the_event_loop_is_late_no_latency_is_counted_but_errors_are() -> 
 def test_a_request_is_held_to_the_limits_in_force_when_it_started() -> None:
     world = World(synthesis=LIMITS)
     before = world.start()
+    world.tick()
     world.policy = replace(
         world.policy,
         generation=1,
@@ -661,6 +674,97 @@ def test_components_without_number_are_counted_together_for_the_provider() -> No
 
     assert added(deltas)["n"] == 700
     assert len({delta.key for delta in deltas}) < 600
+
+
+# What was heard.
+
+
+def test_what_was_heard_and_not_ticked_yet_is_in_all_that_the_recorder_says() -> None:
+    world = World()
+    world.fail(6)
+    waiting = world.start()
+    assert world.recorder.in_flight == 1
+    waiting.over()
+    waiting.ended(Kind.OK, 0.5)
+    assert world.recorder.in_flight == 0
+    world.start()
+    assert world.recorder.epochs() == {(GLOBAL, 3)}
+    world.start()
+    assert world.counts()["n"] == 9
+    world.fail(3, kind=Kind.TIMEOUT)
+    assert {trigger for trigger, _ in world.trips()} == {Trigger.ERROR_RUN, Trigger.TIMEOUTS}
+    world.fail()
+    (of_provider,) = [runs for runs in world.recorder.runs if runs.sum == PROVIDER]
+    assert of_provider.bad(Trigger.ERROR_RATE, 0.0)[-1] == f"r{world.ids}"
+
+
+def test_a_start_is_counted_in_the_second_in_which_it_was_not_in_which_it_is_worked_off() -> None:
+    world = World()
+    world.clock.now = 1000.9
+    world.start()
+    world.clock.now = 1001.1
+    world.start()
+    world.clock.now = 1003.0
+    world.tick()
+
+    assert [(delta.start - int(STORE), delta.counts["n"]) for delta in world.recorder.drain()] == [(1000, 1), (1001, 1)]
+
+
+def test_how_long_it_has_waited_is_counted_from_when_it_started() -> None:
+    world = World()
+    world.start()
+    world.clock.advance(5.25)
+    world.tick()
+
+    assert world.counts() == {"n": 1, "t": 1, "r": 1, "s": 1}
+
+
+def test_what_changes_meets_only_what_is_heard_afterwards() -> None:
+    world = World()
+    before = world.start()
+    world.recorder.at_store(STORE + 10)
+    world.start()
+    before.ended(Kind.OK, 1.0)
+    world.recorder.lag(True)
+
+    counts = {delta.start - int(STORE): delta.counts for delta in world.recorder.drain()}
+    assert counts == {1000: {"n": 1, "e": 1, "t": 1, "r": 1, bucket(1.0): 1}, 1010: {"n": 1, "t": 1}}
+
+
+def test_an_end_that_is_told_late_does_not_set_the_clock_back() -> None:
+    """What started before the run's first failure was known is of the same event, however long ago that was."""
+    world = World()
+    refused = world.start()
+    ended_at = world.clock.now
+    world.wait(1)
+    others = [world.start() for _ in range(10)]
+    refused.ended(Kind.INCOMPATIBLE, 0.0, at=ended_at)
+    world.clock.advance(0.1)
+    for request in others:
+        request.ended(Kind.SERVER, 0.1)
+        request.over(Kind.SERVER)
+
+    assert world.trips() == {}
+
+
+def test_what_an_event_raises_is_told_and_those_after_it_count() -> None:
+    faults: list[Exception] = []
+    world = World(fault=faults.append)
+    world.answer()
+    world.recorder.on_event(cast(Event, object()))
+    world.answer()
+
+    assert world.counts()["n"] == 2
+    assert [type(fault) for fault in faults] == [AttributeError]
+
+
+def test_what_nobody_asks_for_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memos_llm.guard.heard.MOST_HEARD", 100)
+    world = World()
+    for _ in range(1000):
+        world.start()
+
+    assert world.counts()["n"] == 100
 
 
 # The runs.
@@ -782,6 +886,7 @@ def test_what_was_in_flight_at_a_rearm_says_nothing_of_time_outs_after_it() -> N
     world = World()
     requests = [world.start() for _ in range(3)]
     world.clock.advance(1.0)
+    world.tick()
     rearmed = Scope(share_ppm=500_000, epoch=4, rearmed_at=STORE + world.clock.now)
     world.flags = replace(world.flags, scopes={GLOBAL: rearmed})
     world.wait(0.25)
@@ -822,6 +927,7 @@ def test_other_limits_for_a_component_begin_its_runs_anew_and_no_others() -> Non
     world = World()
     world.fail(5)
     guard = GuardPolicy(default=LIMITS, components={"synthesis": replace(LIMITS, error_rate=0.5)})
+    world.tick()
     world.policy = replace(world.policy, generation=1, guard=guard)
     world.wait(0.25)
     world.fail(1)
@@ -832,6 +938,7 @@ def test_other_limits_for_a_component_begin_its_runs_anew_and_no_others() -> Non
 def test_another_candidate_has_runs_of_its_own() -> None:
     world = World()
     world.fail(5)
+    world.tick()
     world.policy = replace(world.policy, generation=1, candidate="sglang", fallback=("ollama",))
     world.fail(6)  # still on their way to the former one
     world.wait(0.25)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -128,11 +128,14 @@ class Site:
             "model": model,
         }
         self.bus.emit(
-            AttemptStarted(decision=decision, operation=Operation.CHAT, stream=False, key=self.asked, **common)
+            AttemptStarted(
+                decision=decision, operation=Operation.CHAT, stream=False, key=self.asked, at=began, **common
+            )
         )
 
         def end(outcome: Outcome) -> None:
-            self.bus.emit(AttemptEnded(outcome=outcome, duration_s=self.clock() - began, **common))
+            now = self.clock()
+            self.bus.emit(AttemptEnded(outcome=outcome, duration_s=now - began, at=now, **common))
 
         return end
 
@@ -256,6 +259,7 @@ async def test_detection_takes_from_the_first_bad_request_to_the_verdict(site: S
     site.flags.cut = cut.append  # type: ignore[method-assign,assignment]  # to look at what is cut
     some(site, 20, failing_each=20)
     site.ask(duration_s=6.0)
+    site.guard.tick()
     site.flags.flags = Shift(provider="vllm", share_ppm=PPM).apply(site.flags.flags, site.at_store())
     some(site, 60)
     site.clock.advance(40.0)
@@ -741,12 +745,39 @@ async def test_without_any_limit_on_failures_an_open_breaker_rolls_nothing_back(
     assert not [one for one in site.told.of(GuardSaid)[-1].evaluations if one.trigger is Trigger.BREAKER_OPEN]
 
 
+# What it hears
+
+
+async def test_an_event_that_breaks_it_is_told_with_the_next_tick_and_the_others_count(site: Site) -> None:
+    some(site, 1)
+    heard = site.begin()
+    site.bus.emit(replace(site.told.of(AttemptStarted)[-1], request_id="broken", decision=cast(Decision, None)))
+    heard(ILL)
+    assert site.told.of(InternalError) == []
+    some(site, 7, failing_each=1)
+    site.guard.tick()
+    (fault,) = site.told.of(InternalError)
+    assert (fault.part, fault.error, fault.where.split(":")[0]) == (
+        "guard",
+        "AttributeError",
+        "memos_llm.guard.recorder",
+    )
+    assert site.latched == {GLOBAL: "vllm"}
+
+
+async def test_what_it_heard_until_it_closes_is_brought_and_then_it_hears_nothing(site: Site, store: Away) -> None:
+    await site.guard.aclose()
+    some(site, 5)
+    await site.guard.flush()
+    assert (await store.merge(())).rows == ()
+
+
 # The clockwork
 
 
 @asynccontextmanager
 async def running(store: StateStore) -> AsyncIterator[Site]:
-    clock = ManualClock()
+    clock = ManualClock(time.monotonic())  # `live` has the real one
     site = Site(store, clock)
     live = Guard(
         site.flags, store, site.bus, lambda: Routes(site.policy, site.transports), instance="live", clock=time.monotonic

@@ -514,6 +514,36 @@ async def test_the_first_content_of_a_stream_is_told_once_and_of_whole_answers_n
     assert whole.told.of(ContentBegan) == []
 
 
+async def test_when_it_was_agrees_with_how_long_it_took() -> None:
+    bench = Bench(FakeTransport("vllm", failed(Kind.SERVER, status=500)), good("ollama", (ROLE, 0.01, *STREAM[1:])))
+    clock = ManualClock(0.0)
+
+    def looked_at() -> float:
+        clock.advance(1 / 1024)  # else everything would be at once
+        return clock()
+
+    bench.engine.clock = looked_at
+    answer = await bench.engine.open(replace(bench.call(), accepted_at=0.0, deadline=5.0))
+    while await answer.next() is not None:
+        pass
+    await answer.aclose()
+    began, ended = bench.told.of(AttemptStarted), bench.told.of(AttemptEnded)
+    assert [end.at - start.at for start, end in zip(began, ended, strict=True)] == [end.duration_s for end in ended]
+    (content,) = bench.told.of(ContentBegan)
+    assert content.at - began[-1].at == content.ttft_s
+    over = bench.end()
+    assert over.at == over.duration_s
+    assert 0 < began[0].at < ended[0].at < began[1].at < content.at < ended[1].at < over.at
+
+
+async def test_a_refusal_that_waited_for_a_verdict_ended_when_it_did() -> None:
+    bench = Bench(FakeTransport("vllm", failed(Kind.CLIENT, status=400)), good("ollama", (0.05, *STREAM)))
+    await bench.run()
+    refused = next(event for event in bench.told.of(AttemptEnded) if event.outcome.kind is Kind.INCOMPATIBLE)
+    assert bench.told.events.index(refused) > bench.told.events.index(bench.told.of(AttemptStarted)[1])
+    assert refused.at < bench.told.of(AttemptStarted)[1].at
+
+
 async def test_the_content_that_a_fallback_gave_is_the_fallbacks() -> None:
     bench = Bench(FakeTransport("vllm", (ROLE,)), good("ollama"))
     await bench.run()

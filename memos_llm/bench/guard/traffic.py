@@ -94,11 +94,11 @@ class Guarded:
 
     def _tell(self, request_id: str, request: Request, *, ended: bool) -> None:
         if not ended:
-            self._recorder.on_event(_attempt_started(request_id))
+            self._recorder.on_event(_attempt_started(request_id, request.at))
             return
-        outcome = Outcome(kind=request.kind)
-        self._recorder.on_event(_attempt_ended(request_id, outcome, request.duration_s))
-        self._recorder.on_event(_request_ended(request_id, outcome, request.duration_s))
+        outcome, at = Outcome(kind=request.kind), request.at + request.duration_s
+        self._recorder.on_event(_attempt_ended(request_id, outcome, request.duration_s, at))
+        self._recorder.on_event(_request_ended(request_id, outcome, request.duration_s, at))
 
     def _tick(self, *, judge: bool) -> Fired | None:
         self._recorder.tick(self._now)
@@ -132,7 +132,7 @@ DECISION = Decision(
 )
 
 
-def _attempt_started(request_id: str) -> AttemptStarted:
+def _attempt_started(request_id: str, at: float) -> AttemptStarted:
     return AttemptStarted(
         request_id=request_id,
         provider=CANDIDATE,
@@ -143,10 +143,11 @@ def _attempt_started(request_id: str) -> AttemptStarted:
         model=MODEL,
         operation=Operation.CHAT,
         stream=False,
+        at=at,
     )
 
 
-def _attempt_ended(request_id: str, outcome: Outcome, duration_s: float) -> AttemptEnded:
+def _attempt_ended(request_id: str, outcome: Outcome, duration_s: float, at: float) -> AttemptEnded:
     return AttemptEnded(
         request_id=request_id,
         provider=CANDIDATE,
@@ -156,10 +157,11 @@ def _attempt_ended(request_id: str, outcome: Outcome, duration_s: float) -> Atte
         model=MODEL,
         outcome=outcome,
         duration_s=duration_s,
+        at=at,
     )
 
 
-def _request_ended(request_id: str, outcome: Outcome, duration_s: float) -> RequestEnded:
+def _request_ended(request_id: str, outcome: Outcome, duration_s: float, at: float) -> RequestEnded:
     return RequestEnded(
         request_id=request_id,
         decision=DECISION,
@@ -176,4 +178,5 @@ def _request_ended(request_id: str, outcome: Outcome, duration_s: float) -> Requ
         usage=None,
         warnings=(),
         wire=Wire.OPENAI_CHAT,
+        at=at,
     )
