@@ -41,12 +41,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     long: int = 54
     tick_ms: float = 10.0
     calls: int = 320
-    pairs: int = 60
-    turn: int = 160
+    pairs: int = 300
+    turn: int = 40
     beside_s: float = 4.0
 
 
-QUICK = Plan(rounds=1, requests=320, long=24, calls=160, pairs=30, beside_s=2.0)
+QUICK = Plan(rounds=1, requests=320, long=24, calls=160, pairs=100, beside_s=2.0)
 
 
 class Phase(Struct, frozen=True, kw_only=True):
