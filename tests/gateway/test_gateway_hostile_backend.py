@@ -43,6 +43,7 @@ from memos_llm.wiring import Runtime
 MODEL, EMBEDDER, SERVED, VECTORS = "llama3.2:3b", "mxbai-embed-large", "m", "e"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 PATIENCE = {"ttft_s": 0.5, "idle_s": 0.4, "answer_s": 0.5, "connect_s": 1}
+UNHURRIED = dict.fromkeys(PATIENCE, 10)  # with what is wrong at once
 
 Route = tuple[str, dict[str, Any]]
 ROUTES: Mapping[str, Route] = {
@@ -135,15 +136,16 @@ def check_clean(response: httpx.Response) -> None:
 
 @pytest.mark.parametrize("attack", BEFORE)
 async def test_of_a_hostile_candidate_nobody_sees_anything(attack: str, tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
-        site.server.attack, kind = BEFORE[attack]
+    way, kind = BEFORE[attack]
+    async with open_site(tmp_path, PATIENCE if kind in ("", "timeout") else UNHURRIED) as site:
+        site.server.attack = way
         for names in (CHATS, [name for name in ROUTES if name not in CHATS]):
             for name, response in (await site.ask_all(names)).items():
                 check_whole(name, response, "ollama")
                 first, second = await site.ended(response)
                 assert (first.provider, second.provider, second.outcome.kind.value) == ("vllm", "ollama", "ok"), name
                 assert first.outcome.rule.counts_against_arm, (name, first.outcome)
-                assert first.duration_s < 2.0, name  # its limits are half a second
+                assert first.duration_s < 2.0, name  # half a second, where it is made to wait
                 assert not kind or first.outcome.kind.value in kind, (name, first.outcome)
         assert set(site.server.targets) <= {
             "/v1/chat/completions",
