@@ -249,6 +249,13 @@ async def roll_back(pair: Pair, users: Users) -> dict[int, str]:
     return await users.sides(*pair.gateways)
 
 
+async def shifted(pair: Pair, share: float) -> None:
+    """By an operator elsewhere, and in force at both gateways."""
+    flags = await pair.submit(Shift(provider="vllm", share_ppm=round(share * PPM)))
+    for gateway in pair.gateways:
+        await gateway.until_revision(flags.revision)
+
+
 async def comes_back_as_another(pair: Pair, replace: Callable[[], None]) -> None:
     """While latched: nobody of either side ever leaves the baseline, and the latch stands once it is adopted."""
     async with Users(pair.gateways) as users:
@@ -282,11 +289,11 @@ async def test_redis_is_replaced_by_an_older_copy_with_a_share(redis: RedisServe
         redis.start()
 
     async with open_pair(tmp_path, redis.url(), homes=("one", "two")) as pair:
-        await pair.submit(Shift(provider="vllm", share_ppm=PPM))
+        await shifted(pair, 1.0)
         redis.stop()
         redis.keep("older")
         redis.start()
-        await pair.submit(Shift(provider="vllm", share_ppm=round(SHARE * PPM)))
+        await shifted(pair, SHARE)
         await comes_back_as_another(pair, replace)
 
 
@@ -294,9 +301,9 @@ async def test_redis_is_replaced_by_an_older_copy_with_a_share(redis: RedisServe
 async def test_a_file_is_replaced_by_an_older_copy_with_a_share(tmp_path: Path) -> None:
     place = place_of(tmp_path)
     async with open_pair(tmp_path, url_of(place)) as pair:
-        await pair.submit(Shift(provider="vllm", share_ppm=PPM))
+        await shifted(pair, 1.0)
         place.save("older")
-        await pair.submit(Shift(provider="vllm", share_ppm=round(SHARE * PPM)))
+        await shifted(pair, SHARE)
         await comes_back_as_another(pair, lambda: place.put("older"))
 
 

@@ -320,7 +320,7 @@ def played(all_scripts: Sequence[Script], limits: Limits, rng: Random, delay_s: 
             moment_s += one.duration_s
             at(
                 moment_s + late_s,
-                lambda r=request, o=one, at=1000.0 + moment_s: r.ended(  # type: ignore[misc]  # as above
+                lambda r=request, o=one, at=1000.0 + moment_s: r.ended(  # type: ignore[misc]  # mypy cannot infer a default's type
                     o.kind, o.duration_s, ttft_s=o.ttft_s, tpot_s=o.tpot_s, silent=o.silent, at=at
                 ),
             )

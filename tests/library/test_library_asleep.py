@@ -75,7 +75,7 @@ async def test_a_locked_store_holds_no_call_up(config: Settings) -> None:
             outside.execute("BEGIN IMMEDIATE")
             waiting = asyncio.create_task(live.store.heartbeat(Instance(id="x", kind="test", revision=1, at=0.0)))
             await asyncio.sleep(0)  # its thread waits for the lock now, 5 s long
-            time.sleep(1.0)  # noqa: ASYNC251 - as above
+            time.sleep(1.0)  # noqa: ASYNC251 - the point: this loop stands still
             began = time.monotonic()
             assert router.explain(**CALL).arm == "candidate", "by the last known flags"
             assert time.monotonic() - began < 2.0
