@@ -42,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "scripts/bench",
         description="CPU time of the gateway per request and per SSE event, against a bare uvicorn + aiohttp "
-        "pass-through, interleaved in one run; in process, Router.chat against aiohttp; what the guard adds, in one "
-        "process with and without it. Only the ratios mean anything elsewhere. Exit code: 0 within the limits, "
-        "1 over one, 2 usage, 4 could not be completed.",
+        "pass-through, interleaved in one run; in process, Router.chat against aiohttp; what the guard adds: on a "
+        "request's way, in one process with and without it, and beside it, in its own tasks. Only the ratios mean "
+        "anything elsewhere. Exit code: 0 within the limits, 1 over one, 2 usage, 4 could not be completed.",
     )
-    parser.add_argument("--quick", action="store_true", help="a few seconds, for a rough idea")
+    parser.add_argument("--quick", action="store_true", help="half a minute, for a rough idea")
     parser.add_argument("--rounds", type=_count, metavar="N", help=f"default {Plan().rounds}, quick {QUICK.rounds}")
     parser.add_argument("--max-ratio", type=float, default=MAX_RATIO, metavar="X", help=f"default {MAX_RATIO}")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="every sample and this machine, as JSON")

@@ -1,7 +1,8 @@
 """The library's side: the same call through `Router.chat` and through a bare aiohttp session, each in its own process.
 
-A program of its own: for every line `COUNT CONCURRENCY` on stdin it makes so many calls and prints the CPU
-nanoseconds that they took. To `on`, `off` and `used` the router's guard answers as `Switch.answer` says.
+A program of its own: for every line `COUNT CONCURRENCY FIRST` on stdin it makes so many calls, of conversations from
+the first on, and prints the CPU nanoseconds that they took. To `on`, `off` and `used` the router's guard answers as
+`Switch.answer` says.
 
 usage: python -m memos_llm.bench.inprocess bare URL | router CONFIG
 """
@@ -51,10 +52,10 @@ async def obey(call: Call, answer: Answer | None = None) -> None:
     print("ready", flush=True)  # noqa: T201 - the answers to the driver
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if answer is not None and line.strip() in (ON, OFF, USED):
-            print(answer(line.strip()), flush=True)  # noqa: T201
+            print(answer(line.strip()), flush=True)  # noqa: T201 - an answer to the driver
             continue
-        count, concurrency = map(int, line.split())
-        left = iter(range(count))
+        count, concurrency, first = map(int, line.split())
+        left = iter(range(first, first + count))
 
         async def work() -> None:
             for number in left:  # noqa: B023 - all workers of one line share it, and end with it
@@ -62,7 +63,7 @@ async def obey(call: Call, answer: Answer | None = None) -> None:
 
         before = process_time_ns()
         await asyncio.gather(*(work() for _ in range(concurrency)))
-        print(process_time_ns() - before, flush=True)  # noqa: T201
+        print(process_time_ns() - before, flush=True)  # noqa: T201 - an answer to the driver
 
 
 if __name__ == "__main__":

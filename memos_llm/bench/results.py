@@ -82,7 +82,7 @@ UNITS = (
 
 class Figure(Struct, frozen=True, kw_only=True):
     """The cost of one unit in µs of CPU: one value a round, or one for each pair of samples. `difference_us`: the
-    median of the differences, and of what is used beside.
+    median of the differences and that of what is used beside, which the ratios know nothing of.
     """
 
     unit: str

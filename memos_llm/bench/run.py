@@ -46,7 +46,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     beside_s: float = 4.0
 
 
-QUICK = Plan(rounds=1, requests=320, long=24, calls=160, pairs=100, beside_s=2.0)
+QUICK = Plan(rounds=1, requests=320, long=24, calls=160, pairs=50, beside_s=2.0)
 
 
 class Phase(Struct, frozen=True, kw_only=True):
@@ -203,8 +203,8 @@ class Bench:
     def _call(self, caller: Program, count: int, tally: Tally) -> None:
         """The library's turn; the program measures itself."""
         at_once = self._plan.concurrency
-        caller.tell(f"{at_once} {at_once}")
-        tally.cpu_ns += int(caller.tell(f"{count} {at_once}"))
+        caller.tell(f"{at_once} {at_once} 0")
+        tally.cpu_ns += int(caller.tell(f"{count} {at_once} 0"))
         tally.burst.answers += count
 
 

@@ -2,7 +2,8 @@
 
 What it costs is measured in two parts. On the requests' way: one process hears of them and does not, in turns so short
 that whatever else the machine does meets both alike. Beside it: the CPU time of the guard's own tasks, step by step,
-and of the store's thread, all of which is put down to it though the flags are read there too.
+and of the store's thread, all of which is put down to it though the flags are read there too. Left out is what is too
+little to be told apart: the loop's own timers for these tasks, a look at what the probers say.
 
 Where the wiring makes its guard it makes one of these; looked up late, since this package sits below the wiring.
 """
@@ -44,6 +45,7 @@ class Ear(Bus):
         return self._deafen
 
     def turn(self, to: str) -> None:
+        assert self._of_requests, "nobody hears of requests alone: there is nothing to turn off"
         self._deafen()
         if to == ON:
             self._off = [self._bus.subscribe(*wanted) for wanted in self._of_requests]
@@ -60,7 +62,7 @@ class Metered:
         self.ns = 0
 
     def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Any, /, **more: Any) -> asyncio.Task[Any]:
-        if coroutine.__qualname__.startswith(TASKS):
+        if getattr(coroutine, "__qualname__", "").startswith(TASKS):
             coroutine = self._run(coroutine)
         return asyncio.Task(coroutine, loop=loop, **more)
 
@@ -107,6 +109,7 @@ class Switch:
             self._ear.turn(line)
             return line
         store = [thread for thread in threading.enumerate() if thread.name.startswith(STORE)]
+        assert store, "no thread is named as the store's is: there is nothing to measure"
         clocks = [time.pthread_getcpuclockid(thread.ident) for thread in store if thread.ident is not None]
         return f"{USED} {self._metered.ns + sum(map(time.clock_gettime_ns, clocks))}"
 

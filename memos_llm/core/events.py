@@ -55,7 +55,7 @@ class AttemptStarted(Event, frozen=True, kw_only=True):
     retry: int = 0
     needs: Feature = Feature.NONE
     serial: int = 0
-    at: float = 0.0
+    at: float
 
 
 class ContentBegan(Event, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class ContentBegan(Event, frozen=True, kw_only=True):
     endpoint: str
     ttft_s: float
     serial: int = 0
-    at: float = 0.0
+    at: float
 
 
 class AttemptEnded(Event, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ class AttemptEnded(Event, frozen=True, kw_only=True):
     tpot_s: float | None = None
     silent: bool = False
     serial: int = 0
-    at: float = 0.0
+    at: float
 
 
 class FellBack(Event, frozen=True, kw_only=True):
@@ -132,7 +132,7 @@ class RequestEnded(Event, frozen=True, kw_only=True):
     caller: str = ""
     needs: Feature = Feature.NONE
     serial: int = 0
-    at: float = 0.0
+    at: float
 
 
 class RequestRefused(Event, frozen=True, kw_only=True):

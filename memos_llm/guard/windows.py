@@ -131,7 +131,8 @@ class Windows:
             for block, timed_there, slow_there in self._blocks_of(key, floor(since), ceil(until), block_s):
                 timed[block] = timed.get(block, 0) + timed_there
                 slow[block] = slow.get(block, 0) + slow_there
-        return [(timed[block], slow[block]) for block in sorted(timed) if timed[block] or slow[block]]
+        found = ((max(timed[block], slow[block]), max(0, slow[block])) for block in sorted(timed))
+        return [(there, bad) for there, bad in found if there > 0]
 
     def first_bad(self, of: Of, since: float, until: float, *, slow: bool) -> float | None:
         """When the second (further back: the minute) began in which the first one started that failed, or was slow."""
@@ -141,7 +142,7 @@ class Windows:
 
     def kinds(self, of: Of, since: float, until: float) -> dict[str, int]:
         """Failures by outcome kind."""
-        return {KINDS[field]: count for field, count in self._sums(of, since, until).items() if field in KINDS}
+        return _kinds(self._sums(of, since, until))
 
     def p95_s(self, of: Of, since: float, until: float) -> float | None:
         """95 of 100 took no longer, within 5 % up to ten minutes; None where none was measured."""
@@ -164,7 +165,7 @@ class Windows:
             slow=slow,
             timed=timed,
             p95_ms=None if p95_s is None else p95_s * 1000,
-            kinds={KINDS[field]: count for field, count in sums.items() if field in KINDS},
+            kinds=_kinds(sums),
         )
 
     def _changed(self) -> None:
@@ -211,9 +212,9 @@ class Windows:
         if found is None:
             sums: dict[int, list[int]] = {}
             for at, row in self._of_rows(key, start, end):
-                if TIMED in row:
+                if TIMED in row or SLOW in row:
                     block = sums.setdefault(at // block_s, [0, 0])
-                    block[0] += row[TIMED]
+                    block[0] += row.get(TIMED, 0)
                     block[1] += row.get(SLOW, 0)
             found = [(at, timed, slow) for at, (timed, slow) in sums.items()]
             self._blocks[asked] = found
@@ -244,7 +245,7 @@ class Windows:
 
     def _sums(self, of: Of, since: float, until: float) -> dict[str, int]:
         start, end = floor(since), ceil(until)
-        return _all_of(self._of_key(key, start, end) for key in self._asked(of))
+        return _sound(_all_of(self._of_key(key, start, end) for key in self._asked(of)))
 
     def _of_key(self, key: WindowKey, start: int, end: int) -> Counts:
         asked = key, start, end
@@ -276,6 +277,20 @@ def _all_of(rows: Iterable[Counts]) -> dict[str, int]:
         for field, count in counts.items():
             sums[field] = sums.get(field, 0) + count
     return sums
+
+
+def _sound(sums: dict[str, int]) -> dict[str, int]:
+    """What failed has ended, and what ended has started, though the row that said so be gone: while a clock is hours
+    ahead stores forget rows whose requests are in flight, and are told the rest of them later.
+    """
+    for less, more in ((FAILED, ENDED), (ENDED, STARTED), (SLOW, RESOLVED), (RESOLVED, TIMED)):
+        sums[less] = max(0, sums.get(less, 0))
+        sums[more] = max(sums[less], sums.get(more, 0))
+    return sums
+
+
+def _kinds(sums: Counts) -> dict[str, int]:
+    return {KINDS[field]: count for field, count in sums.items() if field in KINDS and count > 0}
 
 
 def _picked(rows: Mapping[int, Counts], wanted: range, width_s: int) -> Iterable[tuple[int, Counts]]:

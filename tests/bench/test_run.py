@@ -29,6 +29,7 @@ async def test_a_run_measures_every_unit_and_leaves_nothing_behind() -> None:
     for phase in ("guard-requests", "guard-calls"):
         assert {of[subject, phase].answers for subject in ("guarded", "unguarded")} == {2 * TINY.turn}
         assert of["guarded", f"{phase}-beside"].answers >= TINY.turn
+        assert of["guarded", f"{phase}-beside"].cpu_ns > 0
     assert of["direct", "requests"].cpu_ns == 0 < of["gateway", "requests"].cpu_ns
     assert os.sched_getaffinity(0) == cores
     assert notes[-1] == "round 1 of 1"

@@ -9,7 +9,7 @@ import pytest
 from memos_llm.bench.switch import OFF, ON, Ear, Metered
 from memos_llm.core.events import BreakerChanged, Bus, ContentBegan, Event
 
-BEGAN = ContentBegan(request_id="r", provider="vllm", endpoint="e", ttft_s=0.1)
+BEGAN = ContentBegan(request_id="r", provider="vllm", endpoint="e", ttft_s=0.1, at=0.1)
 BROKE = BreakerChanged(provider="vllm", endpoint="e", state="open")
 
 

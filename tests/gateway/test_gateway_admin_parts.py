@@ -41,6 +41,7 @@ def failed(provider: str, endpoint: str) -> AttemptEnded:
         model="qwen3:8b",
         outcome=Outcome(kind=Kind.CONNECT),
         duration_s=0.0,
+        at=0.0,
     )
 
 

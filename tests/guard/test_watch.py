@@ -765,7 +765,7 @@ async def test_an_event_that_breaks_it_is_told_with_the_next_tick_and_the_others
     assert site.latched == {GLOBAL: "vllm"}
 
 
-async def test_what_it_heard_until_it_closes_is_brought_and_then_it_hears_nothing(site: Site, store: Away) -> None:
+async def test_once_closed_it_hears_nothing(site: Site, store: Away) -> None:
     await site.guard.aclose()
     some(site, 5)
     await site.guard.flush()

@@ -13,9 +13,11 @@ from msgspec.structs import replace
 
 from memos_llm.core.flags import EMBEDDING, GLOBAL, Flags, Latch, Scope, fresh
 from memos_llm.core.outcome import Kind
+from memos_llm.core.policy import Limits
 from memos_llm.core.verdicts import Sum
 from memos_llm.core.windows import KEEP_COARSE_S, Merged, WindowDelta, WindowKey, bucket, failed
 from memos_llm.guard.deltas import Deltas
+from memos_llm.guard.triggers import error_rate, latency
 from memos_llm.guard.windows import Windows, belongs, current
 from memos_llm.store.rows import Rows
 
@@ -26,6 +28,7 @@ SYNTHESIS, CLASSIFICATION = (
 )
 
 
+JUDGED = Sum(provider="vllm")
 SEEN_MEANWHILE = WindowDelta(key=SYNTHESIS, start=BEGIN, counts={"n": 1})  # while the store answered
 
 
@@ -247,6 +250,41 @@ def test_a_clock_that_was_an_hour_ahead_for_a_moment_hides_nothing_afterwards() 
         windows.learn(store.merge([deltas[second]], windows.cursor, BEGIN + second))
 
     assert windows.counted(everything, BEGIN + 20, BEGIN + 40).n == 20
+
+
+def test_a_failure_whose_start_was_forgotten_is_a_request_that_failed() -> None:
+    """A clock that is a day ahead for a moment has a store forget what is in flight, and be told the rest later."""
+    windows, request = Windows(), Seen(SYNTHESIS, BEGIN, Kind.SERVER, slow=True, latency_s=9.0)
+    windows.add(request.delta("end", "latency"))
+    assert windows.counted(everything, BEGIN, BEGIN + 1) == (1, 1, 1, 1, 1, 1)
+    assert windows.blocks(everything, BEGIN, BEGIN + 1, 10) == [(1, 1)]
+
+
+@given(
+    requests=st.lists(st.tuples(seen, st.sets(st.sampled_from(["start", "end", "latency"]))), max_size=40),
+    taken_back=st.lists(st.sampled_from(["n", "e", "k", "t", "r", "s", failed(Kind.SERVER)]), max_size=5),
+)
+@settings(max_examples=60)
+def test_whatever_was_forgotten_every_count_can_be_and_can_be_judged(
+    requests: Sequence[tuple[Seen, set[str]]], taken_back: Sequence[str]
+) -> None:
+    windows = Windows()
+    for one, parts in requests:
+        windows.add(one.delta(*parts))
+    for field in taken_back:  # of requests that turned out to be none
+        windows.add(WindowDelta(key=SYNTHESIS, start=BEGIN, counts={field: -1}))
+    counted = windows.counted(everything, BEGIN, BEGIN + 400)
+    assert 0 <= counted.failures <= counted.ended <= counted.n
+    assert 0 <= counted.slow <= counted.resolved <= counted.timed
+    blocks = windows.blocks(everything, BEGIN, BEGIN + 400, 10)
+    assert all(0 <= slow <= timed for timed, slow in blocks)
+    limits = Limits(error_rate=0.05, latency_p95_s=5.0, min_requests=1)
+    for verdict in (
+        error_rate(JUDGED, limits, counted, BEGIN),
+        latency(JUDGED, limits, counted, blocks, BEGIN),
+    ):
+        assert verdict.k <= verdict.n
+    assert all(count > 0 for count in windows.arm(JUDGED, everything, BEGIN, BEGIN + 400).kinds.values())
 
 
 def test_keys_that_are_not_kept_are_forgotten() -> None:

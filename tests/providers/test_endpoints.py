@@ -41,6 +41,7 @@ class Setup:
             model="m",
             outcome=outcome,
             duration_s=0.0,
+            at=0.0,
         )
         for _ in range(times):
             self.bus.emit(event)

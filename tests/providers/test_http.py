@@ -406,6 +406,7 @@ async def test_the_breaker_hears_of_attempts_from_the_bus_only(client: AiohttpCl
                 model="m",
                 outcome=Outcome(kind=Kind.CONNECT),
                 duration_s=0.0,
+                at=0.0,
             )
         )
     assert transport.offer("m").refused == "breaker-open"

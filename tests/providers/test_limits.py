@@ -220,7 +220,7 @@ async def test_asking_what_would_happen_half_opens_nothing(client: AiohttpClient
         bus.emit(
             AttemptEnded(
                 request_id="r", provider="p", endpoint="http://a", arm="candidate", component="c", model="m",
-                outcome=Outcome(kind=Kind.CONNECT), duration_s=0.0,
+                outcome=Outcome(kind=Kind.CONNECT), duration_s=0.0, at=0.0,
             )
         )  # fmt: skip
     assert transport.offer("m").refused == "breaker-open"

@@ -44,6 +44,7 @@ def ended(request_id: str = "r1", **changes: Any) -> RequestEnded:
         warnings=(),
         wire=Wire.OPENAI_CHAT,
         caller="team-a",
+        at=1.0,
     )
     return replace(event, **changes)
 
@@ -58,6 +59,7 @@ def tried(outcome: Outcome, request_id: str = "r1", provider: str = "vllm") -> A
         model="qwen3:8b",
         outcome=outcome,
         duration_s=1.0,
+        at=1.0,
     )
 
 

@@ -58,6 +58,7 @@ def ended(
         usage=Usage(10, 20),
         warnings=warnings,
         wire=Wire.OPENAI_CHAT,
+        at=1.5,
     )
 
 

@@ -92,6 +92,7 @@ ATTEMPT = AttemptStarted(
     model="qwen3:8b",
     operation=Operation.CHAT,
     stream=False,
+    at=0.0,
 )
 TRIED = AttemptEnded(
     request_id="r1",
@@ -102,6 +103,7 @@ TRIED = AttemptEnded(
     model="qwen3:8b",
     outcome=OK,
     duration_s=1.5,
+    at=1.5,
 )
 PROBED = ProbeEnded(provider="vllm", endpoint="http://v:1", up=True)
 REJECTED = ConfigRejected(path="my.yaml", errors=("my.yaml:1: baseline: is required",))
@@ -147,6 +149,7 @@ def ended(
         usage=Usage(10, 20),
         warnings=(),
         wire=Wire.OPENAI_CHAT,
+        at=5.0,
     )
 
 
