@@ -110,6 +110,7 @@ class Switch:
             return line
         store = [thread for thread in threading.enumerate() if thread.name.startswith(STORE)]
         assert store, "no thread is named as the store's is: there is nothing to measure"
+        assert self._metered.ns, "no task is named as the guard's are: there is nothing to measure"
         clocks = [time.pthread_getcpuclockid(thread.ident) for thread in store if thread.ident is not None]
         return f"{USED} {self._metered.ns + sum(map(time.clock_gettime_ns, clocks))}"
 
