@@ -145,7 +145,7 @@ async def test_of_a_hostile_candidate_nobody_sees_anything(attack: str, tmp_path
                 first, second = await site.ended(response)
                 assert (first.provider, second.provider, second.outcome.kind.value) == ("vllm", "ollama", "ok"), name
                 assert first.outcome.rule.counts_against_arm, (name, first.outcome)
-                assert first.duration_s < 2.0, name  # half a second, where it is made to wait
+                assert first.duration_s < 5.0, name  # it was cut, if need be after half a second
                 assert not kind or first.outcome.kind.value in kind, (name, first.outcome)
         assert set(site.server.targets) <= {
             "/v1/chat/completions",
