@@ -10,7 +10,7 @@ import pytest
 from stack import Stack, document, open_gateway, open_stack, settings, until
 from starlette.requests import Request
 
-from memos_llm.core.events import ConfigRejected, RequestRefused, RequestStarted, StoreState
+from memos_llm.core.events import ConfigRejected, ProbeEnded, RequestRefused, RequestStarted, StoreState
 from memos_llm.emulators import VllmEmulator
 from memos_llm.providers import http
 
@@ -27,7 +27,7 @@ CONFIG = {
 @pytest.fixture
 async def both(tmp_path: Path) -> Any:
     async with open_stack(tmp_path, config=CONFIG, ollama={"models": ["llama3.2:3b"]}, probe=True) as running:
-        await until(lambda: running.runtime.transports["vllm"].offer("Qwen/Qwen3-8B").context_tokens)
+        await until(lambda: {probe.provider for probe in running.told.of(ProbeEnded)} == {"ollama", "vllm"})
         yield running
 
 

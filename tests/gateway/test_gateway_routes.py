@@ -55,7 +55,7 @@ LIMITS = {"ttft_s": 0.4, "idle_s": 0.4, "answer_s": 0.4, "connect_s": 1}
 @asynccontextmanager
 async def embedding_stack(folder: Path, *, verified: bool, **more: Any) -> AsyncIterator[Stack]:
     """Every embedding goes to vLLM; `verified`: its vectors are known to be Ollama's."""
-    config = {"models": {MODEL: {"vllm": OWN}}, "timeouts": LIMITS, **more}
+    config = {"models": {MODEL: {"vllm": OWN}}, "patience": LIMITS, **more}
     vllm = {"models": [OWN], "task": "embed"}
     async with open_stack(folder, config=config, ollama={"models": [MODEL]}, vllm=vllm) as stack:
         proof = Verification(baseline=MODEL, candidate=OWN, dimension=1024, cosine_min=1.0, texts=9, at=0.0)

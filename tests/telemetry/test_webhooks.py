@@ -93,12 +93,12 @@ class Telling:
 async def telling(
     store: StateStore, *hooks: HookServer | str, secret: str = SECRET, **options: Any
 ) -> AsyncIterator[Telling]:
-    """Looks often, gives up a try soon, and pauses hardly at all, unless told otherwise."""
+    """Looks often, and pauses hardly at all, unless told otherwise."""
     bus, heard, metrics = Bus(), Recorder(), Metrics(candidate="vllm")
     bus.subscribe("heard", heard)
     bus.subscribe("metrics", metrics.on_event, *metrics.kinds)
     given = [Hook(one if isinstance(one, str) else one.url, secret) for one in hooks]
-    options = {"limit_s": 0.5, "look_s": 0.02, "pauses_s": (0.01,) * 7, "lease_s": 30.0, **options}
+    options = {"look_s": 0.02, "pauses_s": (0.01,) * 7, "lease_s": 30.0, **options}
     webhooks = Webhooks(store, bus, lambda: given, **{"by": "test", **options})
     webhooks.start()
     try:
