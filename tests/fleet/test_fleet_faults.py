@@ -22,7 +22,7 @@ from fleet.proving import Fault, prove, prove_quiet
 
 Fleets = Mapping[str, Fleet]
 
-SHORT = {"ttft_s": 1.5, "answer_s": 1.5, "idle_s": 3}
+SHORT = {"ttft_s": 2.5, "answer_s": 2.5, "idle_s": 3}
 FEW = {"min_requests": 20}
 NO_WINDOWS = {"min_requests": 1_000_000}
 """What users can set, so that a verdict takes seconds, and is one rule's; the rules themselves are as they are."""

@@ -155,7 +155,7 @@ PATIENT = {"answer_s": 1.0, "ttft_s": 1.0}
 
 async def test_what_is_switched_off_does_nothing_and_says_so(tmp_path: Path) -> None:
     async def idle(what: str) -> None:
-        config = {"rollback": OFF[what], "timeouts": PATIENT}
+        config = {"rollback": OFF[what], "patience": PATIENT}
         async with open_stack(folder(tmp_path, what), config=config, ollama=WIDE) as stack, stack.client() as client:
             await stack.shift(1.0)
             for fault in (ILL, "hang"):
@@ -185,7 +185,7 @@ TRIGGERS = {
 async def test_a_limit_that_is_null_rolls_nothing_back(tmp_path: Path) -> None:
     async def idle(limit: str) -> None:
         trigger, rules = TRIGGERS[limit]
-        config = {"rollback": rules, "timeouts": PATIENT}
+        config = {"rollback": rules, "patience": PATIENT}
         async with open_stack(folder(tmp_path, limit), config=config, ollama=WIDE) as stack, stack.client() as client:
             await stack.shift(1.0)
             if trigger == "health":

@@ -159,7 +159,7 @@ async def test_of_a_hostile_candidate_nobody_sees_anything(attack: str, tmp_path
 
 @pytest.mark.parametrize("attack", MIDWAY)
 async def test_a_stream_that_a_hostile_candidate_breaks_says_so(attack: str, tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
+    async with open_site(tmp_path, UNHURRIED | {"idle_s": PATIENCE["idle_s"]}) as site:
         site.server.attack, kind = MIDWAY[attack]
         for name, response in (await site.ask_all(STREAMS)).items():
             check_broken(name, response)
@@ -235,7 +235,7 @@ async def test_an_answer_that_nobody_asked_for_is_given_to_nobody(tmp_path: Path
     poison = json.dumps({"id": EVIL, "choices": [{"index": 0, "message": {"content": EVIL}, "finish_reason": "stop"}]})
     later: list[bytes] = [sized(Honest("application/json", b"", b"", poison.encode()))]
 
-    async with open_site(tmp_path) as site:
+    async with open_site(tmp_path, SLOW) as site:
         for _ in range(20):
             site.server.attack = lambda h: Script(sized(h), ends="stays", later=later[0])
             check_whole("openai, whole", await site.ask("openai, whole"), "vllm")
@@ -372,7 +372,7 @@ async def test_whatever_name_an_answer_gives_the_model_the_caller_reads_his_own(
     def rename(h: Honest) -> Script:
         return Script(sized(h, body=h.body.replace(b'"m"', json.dumps(name).encode())), ends="stays")
 
-    async with open_site(tmp_path) as site:
+    async with open_site(tmp_path, SLOW) as site:
         site.server.attack = rename
         for chat in CHATS:
             response = await site.ask(chat)
@@ -384,7 +384,7 @@ async def test_whatever_name_an_answer_gives_the_model_the_caller_reads_his_own(
 async def test_an_error_s_words_reach_the_client_and_no_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = json.dumps({"error": {"message": f"{EVIL} \x1b[2J", "type": "BadRequestError"}}).encode()
     (tmp_path / "alone").mkdir()
-    async with open_site(tmp_path) as site, open_alone(tmp_path / "alone") as alone:
+    async with open_site(tmp_path, SLOW) as site, open_alone(tmp_path / "alone", patience=SLOW) as alone:
         for one in (site, alone):
             one.server.attack = lambda h: Script(sized(h, status=f"400 {EVIL}", body=words), ends="stays")
         check_whole("openai, whole", await site.ask("openai, whole"), "ollama")
