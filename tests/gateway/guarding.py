@@ -25,7 +25,9 @@ async def ask(
     """A chat of its own conversation, so that its arm is its own too."""
     body = {"model": "qwen3:8b", "messages": [{"role": "user", "content": f"question {number}"}], "max_tokens": 8}
     headers = {"x-memos-session": session or f"conversation-{number}", "x-stainless-retry-count": str(retry)}
-    return await client.post("/v1/chat/completions", json=body | more, headers=headers, timeout=patience_s)
+    return await client.post(
+        "/v1/chat/completions", json=body | more, headers=headers, timeout=httpx.Timeout(20.0, read=patience_s)
+    )
 
 
 async def some(client: httpx.AsyncClient, first: int, count: int, **more: Any) -> list[int]:

@@ -26,7 +26,9 @@ async def ask(
     headers = {"x-memos-session": f"conversation-{component}-{number}"}
     if component:
         headers["x-memos-component"] = component
-    return await client.post("/v1/chat/completions", json=body | more, headers=headers, timeout=patience_s)
+    return await client.post(
+        "/v1/chat/completions", json=body | more, headers=headers, timeout=httpx.Timeout(20.0, read=patience_s)
+    )
 
 
 async def some(client: httpx.AsyncClient, first: int, count: int, **more: Any) -> list[int]:
