@@ -211,15 +211,16 @@ async def test_a_candidate_that_fails_every_request_is_rolled_back_although_its_
 async def test_without_requests_it_holds_and_says_so_once(tmp_path: Path) -> None:
     async with open_stack(tmp_path, config={"rollback": {"window_s": 1}}) as stack, stack.client() as client:
         await stack.shift(1.0)
-        await until(lambda: "no-data" in blindness(stack))
+        await until(lambda: "no-data" in blindness(stack), 20)  # for 5 s after a lag that is what it tells of
         said = await said_again(stack)
         assert blindness(stack) == ["no-data"]
         judged = {(one.trigger, one.verdict) for one in said.evaluations if one.sum.provider == "vllm" and not one.n}
         assert ("error_rate", "inconclusive") in judged
         assert (incidents(stack), share(stack), stack.told.of(RollbackHeld)) == ([], 1.0, [])
         assert "no request of vllm" in (await status(stack))["guard"]["blind"][0]
-        assert (await ask(client, 1)).status_code == 200
-        await until(lambda: blindness(stack)[:2] == ["no-data", ""])
+        async with asyncio.timeout(20):
+            while blindness(stack)[:2] != ["no-data", ""]:
+                assert (await ask(client, 1)).status_code == 200
 
 
 def blindness(stack: Stack) -> list[str]:
