@@ -172,7 +172,7 @@ async def test_before_the_commit_point_the_caller_notices_nothing(fault: str) ->
 @pytest.mark.parametrize("script", [(b'{"choices":[]}',), (b"",), (b'{"model":"q"',), (60.0,)], ids=str)
 async def test_a_whole_answer_commits_only_when_it_is_whole(script: Sequence[Step]) -> None:
     bench = Bench(FakeTransport("vllm", script), good("ollama", WHOLE))
-    assert await bench.run(stream=False, wait_s=0.4) == WHOLE[0]
+    assert await bench.run(stream=False, wait_s=2.0) == WHOLE[0]
     assert bench.end().provider == "ollama"
 
 
