@@ -175,7 +175,7 @@ class TestRetried:
 
     async def test_one_that_hangs_is_left_and_tried_again(self, store: StateStore) -> None:
         await roll_back(store)
-        async with open_hook(HANG, 200) as hook, telling(store, hook, limit_s=0.2) as told:
+        async with open_hook(HANG, 200) as hook, telling(store, hook, limit_s=1.0) as told:
             await until(lambda: told.results == ["failed", "delivered"])
         assert told.tried[0].error == "TimeoutError"
 

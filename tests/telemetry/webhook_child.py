@@ -11,7 +11,7 @@ from memos_llm.telemetry.webhooks import Hook, Webhooks
 async def main(store_url: str, url: str, secret: str, lease_s: str) -> None:
     store = open_store(store_url)
     webhooks = Webhooks(
-        store, Bus(), lambda: [Hook(url, secret)], by="child", lease_s=float(lease_s), limit_s=0.5, look_s=0.02
+        store, Bus(), lambda: [Hook(url, secret)], by="child", lease_s=float(lease_s), limit_s=5.0, look_s=0.02
     )
     webhooks.start()
     try:
